@@ -1,0 +1,1 @@
+"""MACs and parameters per node, per coupling group and for any keep set."""

@@ -1,0 +1,1 @@
+"""ONNX export, parity with torch, and the interleaved benchmark."""

@@ -1,0 +1,1 @@
+"""From a model to a checked FX graph with shapes, source lines and a stable printed form."""

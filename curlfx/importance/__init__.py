@@ -1,0 +1,1 @@
+"""Criteria: what each coupled channel is worth."""

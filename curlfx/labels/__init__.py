@@ -1,0 +1,1 @@
+"""Label arrays: which channel an element of a tensor belongs to."""

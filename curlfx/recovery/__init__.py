@@ -1,0 +1,1 @@
+"""Training after slimming: cross-entropy and distillation from the dense network."""

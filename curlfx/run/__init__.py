@@ -1,0 +1,1 @@
+"""The whole job, from a model and data to a verified, measured slim network."""

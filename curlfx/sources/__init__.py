@@ -1,0 +1,1 @@
+"""From specifications to objects: networks, weights and images."""
