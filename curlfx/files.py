@@ -1,0 +1,47 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from curlfx.errors import OutputError
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed, on failure it is removed.
+
+    Raises: OutputError when the folder cannot be written or the disk is full (the ``OSError`` is chained).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        _discard(temporary)
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write ``data`` to ``path``, whole or not at all. Raises: OutputError."""
+    with written(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """The one error for a folder that cannot be written, a full disk and their like; names the path and the cause."""
+    reason = error.strerror or str(error)
+    return OutputError(f"cannot write {path}: {reason}; free some space there or name another folder")
+
+
+def _discard(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # the folder itself went away or became read-only: nothing is left to tidy
+        return
