@@ -1,0 +1,240 @@
+"""The run directory: files that appear whole or not at all, one run at a time, and a record of the finished stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from filelock import FileLock, Timeout
+
+from curlfx.errors import OutputError
+
+STATE = "state.json"
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+FORMAT = 1
+TEMPORARY = ".partial"
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed, on failure it is removed.
+
+    Raises: OutputError when the folder cannot be written or the disk is full (the ``OSError`` is chained).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        _discard(temporary)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, whole or not at all. Raises: OutputError."""
+    with written(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 to ``path``, whole or not at all. Raises: OutputError."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as indented JSON, whole or not at all. Raises: OutputError; ValueError for NaN and infinity."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """The one error for a folder that cannot be written, a full disk and their like; names the path and the cause."""
+    reason = error.strerror or str(error)
+    return OutputError(f"cannot write {path}: {reason}; free some space there or name another folder with out=DIR")
+
+
+def _discard(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # the folder itself went away or became read-only: nothing is left to tidy
+        return
+
+
+@dataclass
+class RunDirectory:
+    """One run's folder, locked for this process from creation to ``close``.
+
+    Attributes:
+        path: The folder.
+        done: Result of every finished stage, by stage name (JSON values).
+        seconds: Wall-clock seconds of every finished stage, by stage name.
+    """
+
+    path: Path
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    _lock: FileLock | None = field(default=None, repr=False)
+
+    @classmethod
+    def create(cls, out: Path | None, name: str, config: Mapping[str, Any]) -> RunDirectory:
+        """Make the folder (``out``, or the next free ``runs/<name>-<number>``) and write ``config.yaml`` into it.
+
+        Nothing stays behind when this fails. Raises: OutputError when ``out`` holds files or cannot be written.
+        """
+        made, path = _make(out) if out is not None else _next_free(Path("runs"), name)
+        directory = cls(path)
+        try:
+            directory._acquire()
+            write_text(path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+            directory._save()
+        except OSError as error:
+            directory._withdraw(made)
+            raise unwritable(path, error) from error
+        except OutputError:
+            directory._withdraw(made)
+            raise
+        return directory
+
+    @classmethod
+    def reopen(cls, path: Path) -> tuple[RunDirectory, dict[str, Any]]:
+        """Lock the folder of an earlier run; return it with its stage record, and its configuration.
+
+        Raises: OutputError when it is no run directory, its record cannot be read, or another process runs in it.
+        """
+        state, config = path / STATE, path / CONFIG
+        if not (state.is_file() and config.is_file()):
+            raise OutputError(f"resume={path}: want a run directory (with {CONFIG} and {STATE}); found none there")
+        directory = cls(path)
+        try:
+            directory._acquire()
+        except OSError as error:
+            raise unwritable(path, error) from error
+        try:
+            record = _read_state(state)
+            settings = yaml.safe_load(config.read_text())
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            directory.close()
+            raise OutputError(f"resume={path}: cannot read its record ({error}); start a new run instead") from error
+        directory.done, directory.seconds = record["done"], record["seconds"]
+        directory._sweep()
+        return directory, settings
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of intermediate files (trained weights, scores, epochs of an unfinished training)."""
+        return self.path / CHECKPOINTS
+
+    def record(self, stage: str, result: Mapping[str, Any], seconds: float) -> None:
+        """Note that ``stage`` is finished, with its JSON ``result`` and wall-clock ``seconds``. Raises: OutputError."""
+        self.done[stage] = dict(result)
+        self.seconds[stage] = seconds
+        self._save()
+
+    def log(self, line: str) -> None:
+        """Append one line to ``log.txt``. Raises: OutputError."""
+        try:
+            with (self.path / "log.txt").open("a") as stream:
+                stream.write(line + "\n")
+        except OSError as error:
+            raise unwritable(self.path / "log.txt", error) from error
+
+    def close(self) -> None:
+        """Let other processes use the folder; what is in it stays."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _acquire(self) -> None:
+        self.checkpoints.mkdir(exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise OutputError(f"{self.path}: another run is working here; wait for it to end") from error
+        self._lock = lock
+
+    def _save(self) -> None:
+        write_json(self.path / STATE, {"format": FORMAT, "done": self.done, "seconds": self.seconds})
+
+    def _sweep(self) -> None:
+        """Remove temporary files that a killed process left."""
+        for folder in (self.path, self.checkpoints):
+            for path in folder.glob(f".*{TEMPORARY}"):
+                _discard(path)
+
+    def _withdraw(self, made: list[Path]) -> None:
+        """Undo ``create``: our files, then the folders we made, as far as they are empty."""
+        self.close()
+        for name in (CONFIG, STATE, ".lock"):
+            _discard(self.path / name)
+        for folder in (self.checkpoints, *made):
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(path.read_text())
+    if record["format"] != FORMAT:
+        raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
+    return {"done": dict(record["done"]), "seconds": dict(record["seconds"])}
+
+
+def _make(out: Path) -> tuple[list[Path], Path]:
+    """Make ``out`` and its parents; return the folders that were really made, innermost first."""
+    try:
+        if out.is_dir() and any(out.iterdir()):
+            raise OutputError(f"out={out}: the folder is not empty; name another one, or continue it with resume={out}")
+        missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+        out.mkdir(parents=True, exist_ok=True)
+        _probe(out, missing)
+    except OSError as error:
+        raise unwritable(out, error) from error
+    return missing, out
+
+
+def _probe(folder: Path, made: list[Path]) -> None:
+    """Try a small file, so that a folder that exists but cannot be written is found before any work."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(b"curlfx")
+    except OSError:
+        for path in made:
+            path.rmdir()
+        raise
+
+
+def _next_free(parent: Path, name: str) -> tuple[list[Path], Path]:
+    """Make ``parent/name-<number>`` with the lowest number above all that exist (two processes never get the same)."""
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        taken = [int(tail) for path in parent.glob(f"{name}-*") if (tail := path.name[len(name) + 1 :]).isdigit()]
+        number = max(taken, default=0) + 1
+        while True:
+            path = parent / f"{name}-{number}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                number += 1
+                continue
+            return [path, *made], path
+    except OSError as error:
+        raise unwritable(parent, error) from error

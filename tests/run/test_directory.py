@@ -1,0 +1,151 @@
+"""The run directory: whole files or none, one run at a time, nothing left behind when it cannot be made."""
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+from typing import NoReturn
+
+import pytest
+
+from curlfx.errors import OutputError
+from curlfx.run.directory import RunDirectory, write_json, write_text, written
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def python(code: str, argument: Path) -> str:
+    """Output of ``code`` in a process of its own."""
+    command = [sys.executable, "-c", dedent(code), str(argument)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def full_disk(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_written_renames_on_success_only(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(ZeroDivisionError), written(tmp_path / "a.txt") as temporary:
+        temporary.write_text(f"half {1 // 0}")
+    assert listing(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+    write_text(tmp_path / "a.txt", "new")
+    assert listing(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_json_refuses_what_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"accuracy": float("nan")})
+    assert listing(tmp_path) == []
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(OutputError, match=r"cannot write .*a\.txt: No space left on device; free some space"):
+        write_text(tmp_path / "a.txt", "text")
+    assert listing(tmp_path) == []
+
+
+def test_a_file_size_limit_is_met_like_a_full_disk(tmp_path: Path) -> None:
+    """A real failing write, in a process of its own: the kernel cuts files at 1000 bytes."""
+    code = """
+        import resource, sys
+        from pathlib import Path
+        from curlfx.errors import OutputError
+        from curlfx.run.directory import write_text
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            write_text(Path(sys.argv[1]) / "a.txt", "x" * 5000)
+        except OutputError as error:
+            print(error)
+    """
+    assert "a.txt: File too large" in python(code, tmp_path)
+    assert listing(tmp_path) == []
+
+
+def test_names_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        with RunDirectory.create(None, "digits", {}) as directory:
+            assert directory.path == Path("runs") / f"digits-{number}"
+    (tmp_path / "runs" / "digits-7").mkdir()
+    (tmp_path / "runs" / "digits-x").mkdir()
+    with RunDirectory.create(None, "digits", {}) as directory:
+        assert directory.path.name == "digits-8"
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match=r"the folder is not empty; name another one, or continue it with resume="):
+        RunDirectory.create(tmp_path, "digits", {})
+    assert listing(tmp_path) == ["file"]
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match=r"cannot write .*file"):
+        RunDirectory.create(tmp_path / "file" / "run", "digits", {})
+    assert listing(tmp_path) == ["file"]
+
+
+def test_nothing_stays_of_a_directory_that_could_not_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(OutputError, match="No space left"):
+        RunDirectory.create(tmp_path / "a" / "b", "digits", {})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="No space left"):
+        RunDirectory.create(None, "digits", {})
+    assert listing(tmp_path) == []
+
+
+def test_two_runs_in_one_directory(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path / "run", "digits", {"seed": 1}):
+        with pytest.raises(OutputError, match="another run is working here"):
+            RunDirectory.reopen(tmp_path / "run")
+        code = """
+            import sys
+            from pathlib import Path
+            from curlfx.run.directory import RunDirectory
+            try:
+                RunDirectory.reopen(Path(sys.argv[1]))
+            except Exception as error:
+                print(error)
+        """
+        assert "another run is working here" in python(code, tmp_path / "run")
+    directory, settings = RunDirectory.reopen(tmp_path / "run")
+    directory.close()
+    assert settings == {"seed": 1}
+
+
+def test_finished_stages_and_leftovers(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path / "run", "digits", {}) as directory:
+        directory.record("train", {"accuracy": 0.5}, 1.5)
+        directory.log("hello")
+    leftover = tmp_path / "run" / ".slim.onnx.123.partial"
+    leftover.write_text("half a file of a killed process")
+    directory, _ = RunDirectory.reopen(tmp_path / "run")
+    with directory:
+        assert directory.done == {"train": {"accuracy": 0.5}}
+        assert directory.seconds == {"train": 1.5}
+    assert not leftover.exists()
+    assert (tmp_path / "run" / "log.txt").read_text() == "hello\n"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"format": 99, "done": {}, "seconds": {}}), "{}"])
+def test_a_damaged_record(tmp_path: Path, text: str) -> None:
+    RunDirectory.create(tmp_path / "run", "digits", {}).close()
+    (tmp_path / "run" / "state.json").write_text(text)
+    with pytest.raises(OutputError, match="cannot read its record"):
+        RunDirectory.reopen(tmp_path / "run")
+
+
+def test_resume_wants_a_run_directory(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="want a run directory"):
+        RunDirectory.reopen(tmp_path)
+    assert listing(tmp_path) == []

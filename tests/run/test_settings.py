@@ -1,0 +1,106 @@
+"""Reading a configuration: every fault names its key, the value found and what is wanted."""
+
+from pathlib import Path
+
+import pytest
+
+from curlfx.errors import ConfigError
+from curlfx.run.config import RunConfig
+from curlfx.run.settings import FIELDS, load_config, make_config, wanted
+
+
+def test_defaults_are_the_digits_job() -> None:
+    config = load_config()
+    assert (config.model, config.data, config.importance) == ("curlfx:digits", "digits", "kl")
+    assert config.target.as_mapping() == {"macs": "50%"}
+
+
+def test_overrides_stand_above_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("seed: 3\nrecovery: {epochs: 7, lr: 0.2}\ntarget: {macs: 40%}\n")
+    config = load_config(file, ["recovery.lr=1e-3", "target.params=30%", "round_to=8", "ignored_layers=fc"])
+    assert (config.seed, config.recovery.epochs, config.recovery.lr) == (3, 7, 0.001)
+    assert config.target.as_mapping() == {"params": "30%"}  # replaces the file's target, does not join it
+    assert config.round_to == 8
+    assert config.ignored_layers == ("fc",)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("recovery.epoch=3", "unknown key 'recovery.epoch'; did you mean 'recovery.epochs'?"),
+        ("lr=3", "unknown key 'lr'; did you mean 'train.lr'?"),
+        ("recovery.lr=-1", "recovery.lr = -1: want a number > 0"),
+        ("recovery.lr=nan", "recovery.lr = nan: want a number > 0"),
+        ("floor=2", "floor = 2: want a number in [0, 1)"),
+        ("round_to=0", "round_to = 0: want a whole number >= 1, or 'auto'"),
+        ("seed=x", "seed = x: want a whole number >= 0"),
+        ("allocation=all", "allocation = all: want 'global' or 'uniform'"),
+        ("device=gpu", "device = gpu: want auto, cpu, cuda or cuda:1"),
+        ("name=a/b", "name = a/b: want letters, digits, '.', '_' and '-'"),
+        ("noequal", "'noequal': want key=value, like target.macs=50%"),
+        (".a=1", "'.a=1': want key=value"),
+        ("model={}", "model: want text"),
+    ],
+)
+def test_fault_names_key_value_and_range(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("amount", ["0%", "101%", "150%", "-5%", "0.5", "0", "-3", "half", "2.5", "nan", "true", "[1]"])
+def test_target_out_of_range(amount: str) -> None:
+    with pytest.raises(ConfigError, match=r"target\.macs = .*: want a share above 0% and at most 100%"):
+        load_config(None, [f"target.macs={amount}"])
+
+
+@pytest.mark.parametrize(("amount", "value"), [("50%", "50%"), ("12.5 %", "12.5%"), ("100%", "100%"), ("1e6", 1000000)])
+def test_target_in_range(amount: str, value: object) -> None:
+    assert load_config(None, [f"target.macs={amount}"]).target.as_mapping() == {"macs": value}
+
+
+@pytest.mark.parametrize("overrides", [["target.macs=50%", "target.params=50%"], ["target={}"]])
+def test_one_target(overrides: list[str]) -> None:
+    with pytest.raises(ConfigError, match="target: want exactly one of macs and params"):
+        load_config(None, overrides)
+
+
+def test_every_fault_is_reported_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["seed=-1", "bogus=1"])
+    first, second = str(caught.value).splitlines()
+    assert first == "seed = -1: want a whole number >= 0"
+    assert second.startswith("unknown key 'bogus'; known: name, model,")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1\n- 2\n", "want keys with values, like 'seed: 1'; found list"),
+        ("a: [", "not a YAML file"),
+        ("seed: !!python/object/apply:os.getcwd []\n", "not a YAML file"),
+    ],
+)
+def test_bad_file(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"job\.yaml: ") as caught:
+        load_config(file)
+    assert message in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the configuration: No such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_resolved_reads_back_to_the_same_configuration() -> None:
+    config = load_config(None, ["seed=4", "round_to=auto", "ignored_layers=[a, b]", "weights=w.safetensors"])
+    assert make_config(config.resolved()) == config
+
+
+def test_every_key_says_what_it_takes() -> None:
+    assert all(wanted(info) for info in FIELDS.values())
+    assert set(RunConfig.model_fields) <= set(FIELDS)
