@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -15,36 +13,12 @@ import yaml
 from filelock import FileLock, Timeout
 
 from curlfx.errors import OutputError
+from curlfx.files import unwritable, write_bytes
 
 STATE = "state.json"
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 FORMAT = 1
-TEMPORARY = ".partial"
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed, on failure it is removed.
-
-    Raises: OutputError when the folder cannot be written or the disk is full (the ``OSError`` is chained).
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        _discard(temporary)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``, whole or not at all. Raises: OutputError."""
-    with written(path) as temporary:
-        temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,12 +29,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as indented JSON, whole or not at all. Raises: OutputError; ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def unwritable(path: Path, error: OSError) -> OutputError:
-    """The one error for a folder that cannot be written, a full disk and their like; names the path and the cause."""
-    reason = error.strerror or str(error)
-    return OutputError(f"cannot write {path}: {reason}; free some space there or name another folder with out=DIR")
 
 
 def _discard(path: Path) -> None:
@@ -175,7 +143,7 @@ class RunDirectory:
     def _sweep(self) -> None:
         """Remove temporary files that a killed process left."""
         for folder in (self.path, self.checkpoints):
-            for path in folder.glob(f".*{TEMPORARY}"):
+            for path in folder.glob(".*.partial"):
                 _discard(path)
 
     def _withdraw(self, made: list[Path]) -> None:

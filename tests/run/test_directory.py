@@ -11,7 +11,8 @@ from typing import NoReturn
 import pytest
 
 from curlfx.errors import OutputError
-from curlfx.run.directory import RunDirectory, write_json, write_text, written
+from curlfx.files import written
+from curlfx.run.directory import RunDirectory, write_json, write_text
 
 
 def listing(folder: Path) -> list[str]:
