@@ -1,0 +1,86 @@
+"""Objects that a user names as ``file.py:factory`` or ``package.module:factory``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from curlfx.errors import UsageError
+
+
+def load_attribute(spec: str, error: type[UsageError]) -> object:
+    """Return what ``spec`` names; the file or module is executed, as with ``python``, its own folder importable.
+
+    Raises: ``error`` when the file or module does not exist or does not import, or has no such attribute.
+    """
+    where, _, name = spec.rpartition(":")
+    if not where or not name:
+        raise error(f"{spec!r}: want file.py:factory or package.module:factory")
+    module = _import_file(Path(where), error) if where.endswith(".py") else _import_module(where, error)
+    if not hasattr(module, name):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise error(f"{where} has no {name!r}{did_you_mean(name, public)}")
+    found: object = getattr(module, name)
+    return found
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'a' or 'b'?"``, or ``""`` when nothing is near."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def _import_file(path: Path, error: type[UsageError]) -> ModuleType:
+    if not path.is_file():
+        raise error(f"no file {path}")
+    name = f"curlfx_user_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise error(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # dataclasses and typing look a class's module up there
+    with _importable(path.resolve().parent):
+        try:
+            module_spec.loader.exec_module(module)
+        except Exception as cause:
+            del sys.modules[name]
+            raise error(f"{path} does not import: {describe(cause)}") from cause
+    return module
+
+
+def _import_module(name: str, error: type[UsageError]) -> ModuleType:
+    with _importable(Path.cwd()):
+        try:
+            return importlib.import_module(name)
+        except Exception as cause:
+            raise error(f"module {name!r} does not import: {describe(cause)}") from cause
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    entry = str(folder)
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        if entry in sys.path:
+            sys.path.remove(entry)
+
+
+def describe(error: BaseException) -> str:
+    """Return the type and the first line of the message of ``error``, and the user's line that raised it, if any."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    step, place = error.__traceback__, ""
+    while step is not None:
+        name = step.tb_frame.f_code.co_filename
+        if not any(part in name for part in ("<frozen", "/importlib/", "/curlfx/", "/site-packages/")):
+            place = f" ({Path(name).name}:{step.tb_lineno})"
+        step = step.tb_next
+    return text + place
