@@ -1,0 +1,186 @@
+"""From an `nn.Module` to a `TracedModel`, through `torch.export`."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.fx import Graph, GraphModule
+from torch.utils import _pytree as pytree
+
+from curlfx.errors import InvariantError, TraceError
+from curlfx.graph.clean import clean
+from curlfx.graph.inline import inline
+from curlfx.graph.notes import lost_in_eval, unused_parameters
+from curlfx.graph.provenance import annotate, modules_in_eval
+from curlfx.graph.shapes import propagate
+from curlfx.graph.source import raised_at
+from curlfx.graph.traced import TracedModel, TracedModule, owner_of, tree
+
+_RESERVED = frozenset(dir(GraphModule))
+
+
+def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, dynamic_batch: bool = True) -> TracedModel:
+    """Trace a network in inference mode into an FX graph in the ATen dialect that owns a copy of the weights.
+
+    The model is left as it was, its mode included. With ``dynamic_batch`` the first axis of every tensor input may take
+    any size, and an example of batch 1 is doubled, because export would fix a size of 1. Where the network does not
+    allow a free batch size, the graph has the example's and a note says so.
+
+    Shapes: example inputs as the model's ``forward`` takes them, batch first.
+    Raises: TraceError naming the line of the user's code that `torch.export` refuses, or saying that the model itself
+        fails on the example inputs.
+    """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"model is a {type(model).__name__}, want a torch.nn.Module")
+    inputs = _checked(example_inputs)
+    for name in (*model._modules, *model._parameters, *model._buffers):
+        if name in _RESERVED:
+            raise TraceError(f"the model's attribute '{name}' has the name of an attribute of torch.fx.GraphModule; rename it")
+    if dynamic_batch:
+        inputs = _doubled(inputs)
+    with _exporting(model) as frozen:
+        _materialise(model, inputs)
+        program, static = _exported(model, inputs, dynamic_batch)
+        module, notes = _unlifted(program, model, frozen)
+    traced = TracedModel(module, inputs, (*static, *notes), dynamic_batch and not static)
+    try:
+        propagate(traced)
+    except InvariantError as cause:
+        raise TraceError(f"the exported graph cannot be run on shapes alone: {cause}") from cause
+    return traced
+
+
+def _checked(example_inputs: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    if not isinstance(inputs, tuple):
+        raise TraceError(f"example_inputs is a {type(inputs).__name__}, want a tensor or a tuple of positional inputs")
+    return pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), inputs)  # type: ignore[no-any-return]
+
+
+def _batch(inputs: tuple[Any, ...]) -> int | None:
+    return next((x.shape[0] for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim), None)
+
+
+def _doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    if _batch(inputs) != 1:
+        return inputs
+    return pytree.tree_map_only(  # type: ignore[no-any-return]
+        Tensor, lambda x: torch.cat([x, x]) if x.ndim and x.shape[0] == 1 else x, inputs
+    )
+
+
+@contextlib.contextmanager
+def _exporting(model: nn.Module) -> Iterator[frozenset[str]]:
+    """Put the model in eval mode for a while; gives the names of the modules that stay in eval when it trains."""
+    modes = [(module, module.training) for module in model.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            frozen = modules_in_eval(model)
+            model.eval()
+            yield frozen
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, mode in modes:
+            module.training = mode
+
+
+def _materialise(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Run a model with lazy parameters once, so that these get their shapes."""
+    if any(isinstance(p, nn.parameter.UninitializedTensorMixin) for p in [*model.parameters(), *model.buffers()]):
+        _try_forward(model, inputs)
+
+
+def _exported(model: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> tuple[ExportedProgram, tuple[str, ...]]:
+    batch = _batch(inputs)
+    refusal = None
+    if dynamic and batch is not None:
+        shapes = ShapesCollection()
+        for leaf in pytree.tree_leaves(inputs):
+            if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch:
+                shapes[leaf] = {0: Dim.DYNAMIC}  # type: ignore[no-untyped-call]
+        try:
+            return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False), ()
+        except Exception as error:  # noqa: BLE001 - export raises what the model's own code raises
+            refusal = error
+    try:
+        program = torch.export.export(model, inputs, strict=False)
+    except Exception as error:
+        _try_forward(model, inputs)
+        raise _refused(error) from error
+    if refusal is None:
+        return program, ()
+    place = raised_at(refusal.__traceback__)
+    return program, (f"the batch size is fixed at {batch}: the network does not allow a free one{place and f' ({place})'}",)
+
+
+def _try_forward(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    except Exception as error:
+        place = raised_at(error.__traceback__)
+        raise TraceError(
+            f"{place + ': ' if place else ''}the model's own forward fails on the example inputs "
+            f"({_described(inputs)}): {_first_line(error)}; give inputs of the shape and type the model takes"
+        ) from error
+
+
+def _refused(error: Exception) -> TraceError:
+    place = raised_at(error.__traceback__) or "unknown line"
+    name = type(error).__name__
+    if "DataDependent" in name or "data-dependent" in str(error) or "cond" in name.lower():
+        reason = "the control flow depends on values of a tensor"
+        advice = "compute it without a branch (torch.where), or trace the part of the model before it, its backbone"
+    else:
+        reason = f"torch.export refuses the model: {name}: {_first_line(error)}"
+        advice = "rewrite this line with ordinary tensor operations, or trace the part of the model without it"
+    return TraceError(f"{place}: {reason}; {advice}")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _described(inputs: tuple[Any, ...]) -> str:
+    leaves = pytree.tree_leaves(inputs)
+    return ", ".join(f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__ for x in leaves)
+
+
+def _unlifted(program: ExportedProgram, model: nn.Module, frozen: frozenset[str]) -> tuple[TracedModule, tuple[str, ...]]:
+    """The exported graph over copies of the model's own tensors, at the model's own names; with notes."""
+    exported = program.module(check_guards=False)
+    graph = Graph()
+    graph.output(graph.graph_copy(exported.graph, {}))
+    graph.set_codegen(exported.graph._codegen)
+    notes = inline(graph, exported)
+    clean(graph)
+    annotate(graph, model, frozen)
+    root = tree(model, _owned)
+    for name in dict.fromkeys(str(node.target) for node in graph.find_nodes(op="get_attr")):
+        _keep_constant(root, name, exported)
+    module = TracedModule(root, graph)
+    return module, (*notes, *lost_in_eval(model, graph), *unused_parameters(module))
+
+
+def _keep_constant(root: nn.Module, name: str, exported: GraphModule) -> None:
+    """Give the copy a constant that the model holds outside its parameters and buffers, as a buffer that is not saved."""
+    path, _, key = name.rpartition(".")
+    owner = owner_of(root, name)
+    if owner._parameters.get(key) is None and owner._buffers.get(key) is None:
+        value = getattr(exported.get_submodule(path), key)
+        if isinstance(value, Tensor):
+            owner.register_buffer(key, value.detach().clone(), persistent=False)
+        else:
+            setattr(owner, key, value)
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone()
+    return nn.Parameter(copy, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy

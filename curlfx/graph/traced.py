@@ -1,0 +1,204 @@
+"""The network as a graph that passes read and write, and that trains like the module it came from."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from curlfx.graph.modes import set_mode
+
+
+class TracedModule(GraphModule):
+    """A traced network as an ordinary `nn.Module`: trains, saves, copies and moves like the original.
+
+    Parameters and buffers stand at their original dotted names, also those that the graph does not use, so the keys
+    of ``state_dict()`` are the original's. ``train()`` and ``eval()`` flip the graph between the two modes.
+
+    Attributes:
+        graph: ATen dialect; every parameter, buffer and constant is a ``get_attr`` node with its dotted name as target.
+    """
+
+    def __init__(self, tree: nn.Module, graph: Graph, class_name: str = "TracedModule") -> None:
+        super().__init__(nn.Module(), Graph(), class_name)
+        _adopt(self, tree)
+        self.training = False
+        self.graph = graph
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training mode or back: batch statistics and dropout on or off."""
+        super().train(mode)
+        if set_mode(self.graph, mode):
+            self.recompile()
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TracedModule":
+        result = copied(self, lambda tensor: copy.deepcopy(tensor, memo))
+        memo[id(self)] = result
+        return result
+
+    def __copy__(self) -> "TracedModule":
+        return copied(self, lambda tensor: tensor)
+
+
+@dataclass(eq=False)
+class TracedModel:
+    """A traced network with what is known about it; passes get a `clone` and change that.
+
+    Attributes:
+        module: The network; its graph is `graph`.
+        example_inputs: Positional inputs, batch of at least 2 where the batch is dynamic; shapes in the graph are for these.
+        notes: What the export lost, one sentence each: stochastic depth, unused parameters, a fixed batch size.
+        dynamic_batch: Whether the graph takes any batch size.
+    """
+
+    module: TracedModule
+    example_inputs: tuple[Any, ...]
+    notes: tuple[str, ...] = ()
+    dynamic_batch: bool = True
+
+    @property
+    def graph(self) -> Graph:
+        """The FX graph of the module."""
+        return self.module.graph
+
+    def clone(self) -> "TracedModel":
+        """A new graph over a new module tree that holds the same parameter and buffer objects: nothing large is copied."""
+        module = copied(self.module, lambda tensor: tensor)
+        return TracedModel(module, self.example_inputs, self.notes, self.dynamic_batch)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or cast the module and its example inputs, as `nn.Module.to`."""
+        self.module.to(*args, **kwargs)
+        self.example_inputs = pytree.tree_map_only(Tensor, lambda x: _moved(x, *args, **kwargs), self.example_inputs)
+        return self
+
+    def parameter(self, name: str) -> Tensor:
+        """The parameter, buffer or constant at a dotted name.
+
+        Raises: KeyError when the module has none of that name.
+        """
+        owner, kind, key = _slot(self.module, name)
+        return getattr(owner, kind)[key]  # type: ignore[no-any-return]
+
+    def set_parameter(self, name: str, tensor: Tensor) -> None:
+        """Replace the parameter, buffer or constant at a dotted name, and at every name that is tied to it.
+
+        A parameter stays one, with its ``requires_grad``; the tensor that was there is left alone.
+        Raises: KeyError when the module has none of that name.
+        """
+        owner, kind, key = _slot(self.module, name)
+        old = getattr(owner, kind)[key]
+        new = tensor.detach()
+        if kind == "_parameters":
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        for module in self.module.modules():
+            slots = getattr(module, kind)
+            for other, value in slots.items():
+                if value is old:
+                    slots[other] = new
+
+    def add_parameter(self, name: str, tensor: Tensor, *, requires_grad: bool = True) -> None:
+        """Put a new parameter at a dotted name; modules on the way are made where they are missing."""
+        owner_of(self.module, name).register_parameter(name.rpartition(".")[2], nn.Parameter(tensor, requires_grad))
+
+    def add_buffer(self, name: str, tensor: Tensor, *, persistent: bool = False) -> None:
+        """Put a new buffer at a dotted name, in the state dict only if ``persistent``."""
+        owner_of(self.module, name).register_buffer(name.rpartition(".")[2], tensor, persistent=persistent)
+
+    def remove_parameter(self, name: str) -> None:
+        """Take away the parameter or buffer at a dotted name, once no node reads it any more.
+
+        Raises: KeyError when the module has none of that name.
+        """
+        owner, _, key = _slot(self.module, name)
+        delattr(owner, key)
+
+    def node_of(self, name: str) -> Node:
+        """The ``get_attr`` node of a parameter, buffer or constant; made at the head of the graph if there is none."""
+        self.parameter(name)
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and node.target == name:
+                return node  # type: ignore[no-any-return]
+        with self.graph.inserting_before(next(iter(self.graph.nodes))):
+            return self.graph.create_node("get_attr", name)
+
+    def recompile(self) -> None:
+        """Make the module compute what the graph now says."""
+        self.module.recompile()
+
+
+def copied(module: TracedModule, tensor: Callable[[Tensor], Tensor]) -> TracedModule:
+    """A new traced module; ``tensor`` says what becomes of each parameter and buffer (asked once per object)."""
+    graph = Graph(tracer_cls=module.graph._tracer_cls)
+    values: dict[Node, Node] = {}
+    returned = graph.graph_copy(module.graph, values)
+    last = graph.output(returned)
+    last.meta = dict(module.graph.output_node().meta)
+    graph.set_codegen(copy.copy(module.graph._codegen))
+    result = TracedModule(tree(module, tensor), graph, type(module).__name__)
+    result.training = module.training
+    return result
+
+
+def tree(module: nn.Module, tensor: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Bare modules of the same names as a module's, holding its tensors as ``tensor`` gives them, ties kept."""
+    modules: dict[int, nn.Module] = {}
+    tensors: dict[int, Tensor] = {}
+
+    def value(old: Tensor | None) -> Tensor | None:
+        if old is None:
+            return None
+        if id(old) not in tensors:
+            tensors[id(old)] = tensor(old)
+        return tensors[id(old)]
+
+    def visit(old: nn.Module) -> nn.Module:
+        if id(old) not in modules:
+            new = modules[id(old)] = nn.Module()
+            new.training = old.training
+            for name, parameter in old._parameters.items():
+                new._parameters[name] = value(parameter)  # type: ignore[assignment]
+            for name, buffer in old._buffers.items():
+                new._buffers[name] = value(buffer)
+            new._non_persistent_buffers_set.update(old._non_persistent_buffers_set)
+            for name, child in old._modules.items():
+                new._modules[name] = None if child is None else visit(child)
+        return modules[id(old)]
+
+    return visit(module)
+
+
+def _adopt(module: nn.Module, root: nn.Module) -> None:
+    for slots in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        getattr(module, slots).update(getattr(root, slots))
+
+
+def _slot(module: nn.Module, name: str) -> tuple[nn.Module, str, str]:
+    path, _, key = name.rpartition(".")
+    try:
+        owner = module.get_submodule(path)
+    except AttributeError:
+        raise KeyError(name) from None
+    for kind in ("_parameters", "_buffers"):
+        if getattr(owner, kind).get(key) is not None:
+            return owner, kind, key
+    raise KeyError(name)
+
+
+def owner_of(module: nn.Module, name: str) -> nn.Module:
+    """The module that holds what a dotted name says; modules on the way are made where they are missing."""
+    for part in name.split(".")[:-1]:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module.get_submodule(part)
+    return module
+
+
+def _moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+    return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
