@@ -11,20 +11,19 @@ __all__ = ["PrunableGroup", "flatten_outputs", "random_keep", "randomise", "rela
 
 
 class PrunableGroup(Protocol):
-    """The part of a coupling group that a keep set depends on.
-
-    Attributes:
-        id: Name of the group.
-        width: Number of coupled channels.
-        blocks: Block number of every channel, or None; every block keeps the same number of channels.
-    """
+    """The part of a coupling group that a keep set depends on.; every block keeps the same number of channels."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """Name of the group."""
+
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Number of coupled channels."""
+
     @property
-    def blocks(self) -> np.ndarray | None: ...
+    def blocks(self) -> np.ndarray | None:
+        """Block number of every channel."""
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -62,9 +61,7 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def random_keep(
-    groups: Sequence[PrunableGroup], keep_ratio: float = 0.5, seed: int = 0
-) -> dict[str, tuple[int, ...]]:
+def random_keep(groups: Sequence[PrunableGroup], keep_ratio: float = 0.5, seed: int = 0) -> dict[str, tuple[int, ...]]:
     """A random keep set: of every group (of every block of a group) the same share of channels, at least one.
 
     Args:

@@ -188,7 +188,8 @@ def _pools() -> nn.Module:
 def _paddings() -> nn.Module:
     return chain(
         nn.ReflectionPad2d(1), nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.ZeroPad2d((1, 0, 2, 0)), nn.Conv2d(6, 6, 3),
-        nn.ReplicationPad2d(1), nn.Conv2d(6, 8, 3, padding=1, padding_mode="circular"), nn.Tanh(), nn.Upsample(scale_factor=2),
+        nn.ReplicationPad2d(1), nn.Conv2d(6, 8, 3, padding=1, padding_mode="circular"), nn.Tanh(),
+        nn.Upsample(scale_factor=2),
     )  # fmt: skip
 
 
@@ -208,7 +209,13 @@ def _conv3d() -> nn.Module:
 
 def _perceptron() -> nn.Module:
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(48, 10), nn.BatchNorm1d(10), nn.ReLU(), nn.Linear(10, 8, bias=False), nn.Tanh(), nn.Linear(8, 4)
+        nn.Flatten(),
+        nn.Linear(48, 10),
+        nn.BatchNorm1d(10),
+        nn.ReLU(),
+        nn.Linear(10, 8, bias=False),
+        nn.Tanh(),
+        nn.Linear(8, 4),
     )
 
 

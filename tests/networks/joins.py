@@ -35,7 +35,10 @@ class Bottleneck(nn.Module):
     def __init__(self, width: int, inner: int, groups: int = 1) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            conv_bn(width, inner, 1), conv_bn(inner, inner, 3, groups=groups), nn.Conv2d(inner, width, 1), nn.BatchNorm2d(width)
+            conv_bn(width, inner, 1),
+            conv_bn(inner, inner, 3, groups=groups),
+            nn.Conv2d(inner, width, 1),
+            nn.BatchNorm2d(width),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,7 +52,10 @@ class InvertedResidual(nn.Module):
         super().__init__()
         inner = width * expansion
         self.body = nn.Sequential(
-            conv_bn(width, inner, 1), conv_bn(inner, inner, 3, groups=inner), nn.Conv2d(inner, width, 1, bias=False), nn.BatchNorm2d(width)
+            conv_bn(width, inner, 1),
+            conv_bn(inner, inner, 3, groups=inner),
+            nn.Conv2d(inner, width, 1, bias=False),
+            nn.BatchNorm2d(width),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +68,9 @@ class OptionA(nn.Module):
     def __init__(self, inputs: int = 4, outputs: int = 8) -> None:
         super().__init__()
         self.pad = (outputs - inputs) // 2
-        self.body = nn.Sequential(conv_bn(inputs, outputs, 3, 2), nn.Conv2d(outputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs))
+        self.body = nn.Sequential(
+            conv_bn(inputs, outputs, 3, 2), nn.Conv2d(outputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.body(x) + functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad)))
@@ -146,7 +154,9 @@ class InputConcat(nn.Module):
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """Channel ``i * n + j`` goes to ``j * groups + i``."""
     batch, channels, height, width = x.shape
-    return x.view(batch, groups, channels // groups, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+    return (
+        x.view(batch, groups, channels // groups, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+    )
 
 
 class ShuffleBlock(nn.Module):
@@ -156,7 +166,10 @@ class ShuffleBlock(nn.Module):
         super().__init__()
         half = width // 2
         self.branch = nn.Sequential(
-            conv_bn(half, half, 1), nn.Conv2d(half, half, 3, padding=1, groups=half), nn.BatchNorm2d(half), conv_bn(half, half, 1)
+            conv_bn(half, half, 1),
+            nn.Conv2d(half, half, 3, padding=1, groups=half),
+            nn.BatchNorm2d(half),
+            conv_bn(half, half, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,7 +184,9 @@ class GroupedShuffle(nn.Module):
         super().__init__()
         self.groups = groups
         self.squeeze = conv_bn(width, width, 1, groups=groups)
-        self.depthwise = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False), nn.BatchNorm2d(width))
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False), nn.BatchNorm2d(width)
+        )
         self.expand = nn.Sequential(nn.Conv2d(width, width, 1, groups=groups), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
