@@ -1,0 +1,57 @@
+"""Accuracy of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from curlfx.errors import DataError
+from curlfx.progress import Progress, StepEvent, StepTimer
+from curlfx.recovery.batches import Loader, batch_count, batches
+from curlfx.recovery.hardware import choose_device, home_of
+from curlfx.recovery.loss import check_labels, hits, logits_of
+
+
+def evaluate(
+    module: nn.Module,
+    loader: Loader,
+    *,
+    device: str = "auto",
+    stage: str = "evaluate",
+    progress: Progress | None = None,
+) -> float:
+    """Share of right answers in [0, 1], in eval mode and float32; the module's mode and place are restored.
+
+    Raises: DataError for an empty loader or labels that do not fit; ModelError for outputs without logits.
+    """
+    place = choose_device(device)
+    total = batch_count(loader)
+    right, asked = torch.zeros((), dtype=torch.int64, device=place), 0
+    with _evaluating(module, place), torch.inference_mode():
+        timer = StepTimer(total)
+        for step, (images, labels) in enumerate(batches(loader, 0), start=1):
+            logits = logits_of(module(images.to(place, non_blocking=True)))
+            check_labels(logits, labels)
+            found, answers = hits(logits, labels.to(place, non_blocking=True))
+            right, asked = right + found, asked + answers
+            if progress is not None:
+                left = timer.seconds_left(step)
+                progress.on_step(
+                    StepEvent(stage, 0, step, max(step, total), accuracy=int(right) / asked, seconds_left=left)
+                )
+    if asked == 0:
+        raise DataError("no image to evaluate on; want at least one")
+    return int(right) / asked
+
+
+@contextmanager
+def _evaluating(module: nn.Module, place: torch.device) -> Iterator[None]:
+    before, was_training = home_of(module), module.training
+    module.to(place).eval()
+    try:
+        yield
+    finally:
+        module.to(before).train(was_training)

@@ -1,0 +1,113 @@
+"""The one training loop: it makes a dense network from scratch and recovers a slim one from its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from curlfx.progress import Progress, StepEvent, StepTimer
+from curlfx.recovery.batches import Loader
+from curlfx.recovery.checkpoint import EpochRecord
+from curlfx.recovery.hardware import reproducible
+from curlfx.recovery.loop import Loop
+from curlfx.recovery.meter import Meter
+from curlfx.recovery.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training did; the network itself was changed in place.
+
+    Attributes:
+        history: One record per epoch, those before a resumption included.
+        seconds: Wall-clock time of all epochs.
+        resumed_after: Epochs that came from a checkpoint.
+    """
+
+    history: tuple[EpochRecord, ...]
+    seconds: float
+    resumed_after: int = 0
+
+    @property
+    def accuracy(self) -> float | None:
+        """Validation accuracy after the last epoch, in [0, 1]; None without a validation loader or an epoch."""
+        return self.history[-1].validation if self.history else None
+
+
+def fit(
+    module: nn.Module,
+    loader: Loader,
+    settings: TrainSettings,
+    *,
+    teacher: nn.Module | None = None,
+    validation: Loader | None = None,
+    stage: str = "train",
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+) -> FitResult:
+    """Train ``module`` in place; afterwards it is in eval mode, where it was before, in the contiguous layout.
+
+    Deterministic for ``settings.seed``, a loader that is, a device and a number of threads.
+
+    Args:
+        teacher: A network to distil from, put into eval mode; its images are the student's.
+        validation: Judged in float32 after every epoch.
+        checkpoint: File written after every epoch.
+        resume: Go on from ``checkpoint`` if it exists.
+
+    Raises: DataError, ModelError, ConfigError as the parts do; CheckError when the loss is no longer finite;
+        OutputError when the checkpoint cannot be written; WeightsError when it is not one of this network.
+    """
+    loop = Loop(module, loader, settings, teacher, validation)
+    try:
+        if checkpoint is not None and resume and checkpoint.exists():
+            loop.restore(checkpoint)
+        resumed_after = loop.epoch
+        watch = _watcher(loop, stage, progress)
+        with reproducible(loop.device):
+            while loop.epoch < settings.epochs:
+                loop.run_epoch(watch)
+                if checkpoint is not None:
+                    loop.snapshot().save(checkpoint)
+        if loop.average is not None:
+            loop.average.apply()
+    finally:
+        loop.release()
+    return FitResult(tuple(loop.history), sum(record.seconds for record in loop.history), resumed_after)
+
+
+def recover(
+    student: nn.Module,
+    loader: Loader,
+    settings: TrainSettings,
+    *,
+    teacher: nn.Module,
+    validation: Loader | None = None,
+    stage: str = "recover",
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+) -> FitResult:
+    """`fit` of a slim network under its dense one. Arguments and errors: as there."""
+    return fit(
+        student, loader, settings, teacher=teacher, validation=validation, stage=stage, progress=progress,
+        checkpoint=checkpoint, resume=resume,
+    )  # fmt: skip
+
+
+def _watcher(loop: Loop, stage: str, progress: Progress | None) -> Callable[[int, Meter], None]:
+    total = loop.settings.epochs * loop.steps
+    timer = StepTimer(total, done=loop.epoch * loop.steps)
+
+    def watch(step: int, meter: Meter) -> None:
+        if progress is None:
+            return
+        done = min(total, loop.epoch * loop.steps + step)
+        left = timer.seconds_left(done)
+        progress.on_step(StepEvent(stage, loop.epoch + 1, done, total, meter.loss, meter.accuracy, left))
+
+    return watch
