@@ -1,0 +1,65 @@
+"""Values of nodes that depend on no input of the network: index tables, masks, positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from curlfx.graph.traced import TracedModel
+from curlfx.ops.call import concrete
+
+
+class Constants:
+    """Evaluates input-free nodes on demand, each once.
+
+    Args:
+        traced: The network whose parameters and buffers are read.
+    """
+
+    def __init__(self, traced: TracedModel) -> None:
+        self._traced = traced
+        self._known: dict[Node, Any] = {}
+
+    def __call__(self, node: Node) -> Any:
+        """The node's value, or None where it depends on an input of the network or on a mutated tensor."""
+        if node not in self._known:
+            self._known[node] = None
+            self._known[node] = self._evaluate(node)
+        return self._known[node]
+
+    def _evaluate(self, node: Node) -> Any:
+        found = concrete(node)
+        if not isinstance(found, Node):
+            return found
+        if node.op == "get_attr":
+            return self._traced.parameter(str(node.target))
+        if node.op != "call_function" or _is_mutated(node):
+            return None
+        if any(not _available(self, source) for source in node.all_input_nodes):
+            return None
+
+        def value_of(item: Any) -> Any:
+            if isinstance(item, Node):
+                return self(item)
+            if isinstance(item, (list, tuple)):
+                return [value_of(element) for element in item]
+            return item
+
+        with torch.no_grad():
+            arguments = [value_of(item) for item in node.args]
+            return node.target(*arguments, **{k: value_of(v) for k, v in node.kwargs.items()})  # type: ignore[operator]
+
+
+def _available(constants: Constants, node: Node) -> bool:
+    return not isinstance(concrete(node), Node) or constants(node) is not None
+
+
+def _is_mutated(node: Node) -> bool:
+    """Whether the node or a reader of it writes in place."""
+    for call in (node, *node.users):
+        schema = getattr(call.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            return True
+    return False

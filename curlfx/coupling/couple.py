@@ -1,0 +1,156 @@
+"""Find the coupling groups of a traced network."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from curlfx.coupling.coupling import Coupling, Frozen, Group, Site
+from curlfx.coupling.propagate import Labelling, propagate_labels
+from curlfx.coupling.resolve import Ints, Resolved, resolve
+from curlfx.errors import KeepError
+from curlfx.graph.traced import TracedModel
+from curlfx.labels.arrays import support
+from curlfx.ops.table import Rule
+
+SiteRoots = list[tuple[Site, Ints, bool]]
+"""Every site with the raw labels that lie along it, and whether a layer produces them."""
+
+
+def couple(
+    traced: TracedModel, *, frozen: Sequence[str] = (), rules: Mapping[Any, Rule] | None = None
+) -> Coupling:
+    """Label every tensor, merge what is tied, and form coupling groups.
+
+    Args:
+        traced: A network from :func:`curlfx.trace`.
+        frozen: Parameters or modules to leave alone, by name or pattern (``"layer4"``, ``"*.conv2.weight"``).
+        rules: Label rules for custom ops, by ``OpOverload`` or ``"namespace::op"``.
+
+    Raises: KeepError for a name in ``frozen`` that matches nothing.
+    """
+    labelling = propagate_labels(traced, rules)
+    names = [str(node.target) for node in labelling.emissions if node.op == "get_attr"]
+    for pattern in frozen:
+        _freeze_named(pattern, names, labelling)
+    resolved = resolve(labelling.store)
+    sites = _sites(labelling)
+    members = _classes(sites, resolved)
+    groups, channel_of = _groups(sites, members, resolved)
+    return Coupling(traced, labelling, resolved, groups, _frozen(sites, resolved), channel_of)
+
+
+def _freeze_named(pattern: str, names: Sequence[str], labelling: Labelling) -> None:
+    found = {n for n in names if n == pattern or n.startswith(pattern + ".") or fnmatch.fnmatchcase(n, pattern)}
+    if not found:
+        near = difflib.get_close_matches(pattern, [*names, *{n.rpartition(".")[0] for n in names}], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise KeepError(f"frozen: {pattern!r} names no parameter or module of the network{hint}")
+    for node, emission in labelling.emissions.items():
+        if node.op == "get_attr" and str(node.target) in found:
+            for array in emission:
+                if not isinstance(array, tuple):
+                    labelling.store.freeze(array, node.name, f"frozen by the user ({pattern})")
+
+
+def _sites(labelling: Labelling) -> SiteRoots:
+    produced = np.zeros(labelling.store.size, dtype=bool)
+    for labels in labelling.store.producers:
+        produced[labels.numpy()] = True
+    result: SiteRoots = []
+    seen: set[str] = set()
+    for node, emission in labelling.emissions.items():
+        if node.op != "get_attr" or str(node.target) in seen or isinstance(emission, list):
+            continue
+        seen.add(str(node.target))
+        final = labelling.store.relabelled.get(str(node.target), emission)
+        for array in final:
+            if not isinstance(array, tuple):
+                raw = np.unique(array.numpy())
+                result.append((Site(str(node.target), support(array)[-1]), raw, bool(produced[raw].all())))
+    return result
+
+
+def _classes(sites: SiteRoots, resolved: Resolved) -> Ints:
+    """For every root a class: equal where roots occur in the same sites, or share blocks. ``(labels,)``, 0 for frozen."""
+    random = np.random.default_rng(0)
+    signature = np.zeros(resolved.roots.size, np.uint64)
+    for _, raw, _ in sites:
+        roots = np.unique(resolved.roots[raw])
+        signature[roots] += random.integers(1, 2**63, dtype=np.uint64)
+    signature[0] = 0
+    live = np.unique(resolved.roots)
+    keys, inverse = np.unique(signature[live], return_inverse=True)
+    classes = np.zeros(resolved.roots.size, np.int64)
+    classes[live] = inverse + 1
+    classes[0] = 0
+    merged = np.arange(keys.size + 2)
+    for rows in resolved.blocks:
+        touched = np.unique(merged[classes[rows]])
+        merged[np.isin(merged, touched)] = touched[0]
+    return np.asarray(merged[classes], np.int64)
+
+
+def _groups(sites: SiteRoots, classes: Ints, resolved: Resolved) -> tuple[tuple[Group, ...], Ints]:
+    """Groups in order of their first parameter, and the channel number of every raw label ``(labels,)``."""
+    located: dict[int, list[Site]] = {}
+    named: dict[int, Site] = {}
+    for site, raw, produced in sites:
+        for found in np.unique(classes[resolved.roots[raw]]):
+            if found:
+                located.setdefault(int(found), []).append(site)
+                if produced:
+                    named.setdefault(int(found), site)
+    roots = np.unique(resolved.roots)
+    roots = roots[classes[roots] > 0]
+    order = roots[np.lexsort((roots, classes[roots]))]
+    starts = np.flatnonzero(np.r_[True, np.diff(classes[order]) != 0]) if order.size else []
+    members = sorted(np.split(order, starts[1:]), key=lambda found: int(found[0])) if order.size else []
+    block_of = np.full(resolved.roots.size, -1, np.int64)
+    for rows in resolved.blocks:
+        block_of[rows] = np.arange(rows.shape[0])[:, None]
+    number = np.zeros(resolved.roots.size, np.int64)
+    groups: list[Group] = []
+    used: dict[str, int] = {}
+    for found in members:
+        key = int(classes[found[0]])
+        places = located.get(key)
+        if not places:
+            continue
+        first = sum(group.width for group in groups) + 1
+        number[found] = np.arange(first, first + found.size)
+        name = named.get(key, places[0]).name
+        used[name] = used.get(name, 0) + 1
+        blocks = block_of[found]
+        groups.append(
+            Group(
+                id=name if used[name] == 1 else f"{name}#{used[name]}",
+                width=int(found.size),
+                sites=tuple(places),
+                blocks=blocks if blocks.max() >= 0 else None,
+                statistics_change=bool(resolved.statistics[found].any()),
+                channels=number[found].copy(),
+            )
+        )
+    return tuple(groups), number[resolved.roots]
+
+
+def _frozen(sites: SiteRoots, resolved: Resolved) -> tuple[Frozen, ...]:
+    """Per layer, the output channels that stay, by reason."""
+    reason = np.full(resolved.components.size, -1, np.int64)
+    for index in range(len(resolved.freezes) - 1, -1, -1):
+        reason[resolved.components[resolved.freezes[index].labels.numpy()]] = index
+    result = []
+    for site, raw, produced in sites:
+        if not produced:
+            continue
+        stuck = raw[resolved.roots[raw] == 0]
+        found, counts = np.unique(reason[resolved.components[stuck]], return_counts=True)
+        for index, count in zip(found.tolist(), counts.tolist(), strict=True):
+            freeze = resolved.freezes[index]
+            result.append(Frozen((site,), count, freeze.reason, freeze.node))
+    return tuple(result)

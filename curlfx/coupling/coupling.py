@@ -1,0 +1,166 @@
+"""Coupling: which channels live and die together, which must stay and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from curlfx.coupling.keep import alive_mask
+from curlfx.coupling.propagate import Labelling, Unsupported
+from curlfx.coupling.resolve import Ints, Resolved
+from curlfx.graph.traced import TracedModel
+from curlfx.labels.arrays import Arrays, compress
+from curlfx.ops.call import Emission
+
+if TYPE_CHECKING:
+    import networkx
+
+    from curlfx.coupling.network import Step
+
+GroupId = str
+
+
+@dataclass(frozen=True)
+class Site:
+    """An axis of a parameter or buffer, by state-dict name."""
+
+    name: str
+    axis: int
+
+    def __str__(self) -> str:
+        return f"{self.name}[{self.axis}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Coupled channels that occur in exactly the same sites, and so cost the same.
+
+    Attributes:
+        id: Name of the first parameter whose rows these channels are; ``#2``, ``#3`` where one parameter starts several.
+        width: Number of coupled channels.
+        sites: Where they occur.
+        blocks: ``(width,)`` block of each channel, where blocks must keep equal counts (at least one each); else None.
+        statistics_change: A LayerNorm or GroupNorm averages over these channels.
+        channels: ``(width,)`` global channel numbers, from 1, in position order.
+    """
+
+    id: GroupId
+    width: int
+    sites: tuple[Site, ...]
+    blocks: Ints | None
+    statistics_change: bool
+    channels: Ints
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Channels of a layer that stay, and why.
+
+    Attributes:
+        sites: The layer's output axis.
+        width: How many of its channels stay for this reason.
+        reason: In words.
+        node: FX node that pins them; "" where none does.
+    """
+
+    sites: tuple[Site, ...]
+    width: int
+    reason: str
+    node: str
+
+
+class Coupling:
+    """Result of :func:`curlfx.couple`; a value, never changed.
+
+    Attributes:
+        groups: Free coupling groups, in order of the parameters that start them.
+        frozen: What stays, with reasons.
+        unsupported: Ops without a rule that labelled channels met.
+        reads: ``(node, input)`` names: there the input is summed over its channels; gates go there.
+        total: Number of coupled channels, N; their numbers run from 1 to N, 0 means *stays*.
+    """
+
+    def __init__(
+        self,
+        traced: TracedModel,
+        labelling: Labelling,
+        resolved: Resolved,
+        groups: tuple[Group, ...],
+        frozen: tuple[Frozen, ...],
+        channel_of: Ints,
+    ) -> None:
+        self.groups = groups
+        self.frozen = frozen
+        self.unsupported: tuple[Unsupported, ...] = tuple(labelling.unsupported)
+        self.reads: tuple[tuple[str, str], ...] = tuple(dict.fromkeys(labelling.store.reads))
+        self.total = sum(group.width for group in groups)
+        self._channel_of = channel_of
+        self._labelling = labelling
+        self._resolved = resolved
+        self._by_id = {group.id: group for group in groups}
+        self._raw: dict[str, Emission] = {node.name: value for node, value in labelling.emissions.items()}
+        self._places = {node.name: node for node in traced.graph.nodes}
+        self._parameters: dict[str, str] = {}
+        for node in traced.graph.nodes:
+            if node.op == "get_attr":
+                self._parameters.setdefault(str(node.target), node.name)
+        self._cache: dict[str, tuple[Ints, ...]] = {}
+
+    def group(self, name: GroupId) -> Group:
+        """The group of that id. Raises: KeyError."""
+        return self._by_id[name]
+
+    def labels(self, node: str) -> tuple[Ints, ...]:
+        """Channel numbers of a node's output: arrays broadcastable to its shape; arrays that only say *stays* are left out.
+
+        An element disappears when any of its labels does. () for calls with several outputs (see their ``getitem``).
+        """
+        if node not in self._cache:
+            emission = self._raw.get(node, ())
+            arrays: Arrays = emission if isinstance(emission, tuple) else ()
+            self._cache[node] = tuple(self._numbered(arrays))
+        return self._cache[node]
+
+    def parameter_labels(self, name: str) -> tuple[Ints, ...]:
+        """As :meth:`labels`, for a state-dict name; () where the graph does not read it."""
+        return self.labels(self._parameters[name]) if name in self._parameters else ()
+
+    def alive(self, keep: Mapping[GroupId, Sequence[int]]) -> npt.NDArray[np.bool_]:
+        """Which channels stay: ``(N + 1,)`` bool, entry 0 (*stays*) always true. Groups not mentioned stay whole.
+
+        Args:
+            keep: Kept positions per group, strictly increasing in ``[0, width)``, equal counts per block.
+
+        Raises: KeepError.
+        """
+        return alive_mask(self.groups, keep, self.total)
+
+    @cached_property
+    def graph(self) -> networkx.MultiGraph[str]:
+        """Sites and joins as nodes, ties as edges (``node``, ``where``, ``channels``)."""
+        from curlfx.coupling.network import network
+
+        return network(self._labelling, self._resolved, self._channel_of, self._places)
+
+    def why(self, a: str, b: str) -> list[Step]:
+        """The shortest chain of ties between two sites (parameter name, or ``name[axis]``).
+
+        Raises: KeepError for a site that does not exist, or two sites that share no coupled channel.
+        """
+        from curlfx.coupling.network import path
+
+        return path(self.graph, a, b)
+
+    def _numbered(self, arrays: Arrays) -> list[Ints]:
+        result = []
+        for array in arrays:
+            numbers = self._channel_of[array.numpy()]
+            if numbers.any():
+                result.append(compress(torch.from_numpy(numbers)).numpy())
+        return result

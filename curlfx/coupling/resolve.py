@@ -1,0 +1,176 @@
+"""Merge ties, spread frozen labels, and settle which blocks must stay rectangular: all channels at once, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from curlfx.labels.store import Freeze, LabelStore
+
+Ints = npt.NDArray[np.int64]
+
+_UNMADE = "no layer computes these channels"
+_JOINED = "joined with channels that have no labels"
+_SINGLE = "every block has only this one channel, and whole blocks stay"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Labels merged into roots.
+
+    Attributes:
+        roots: ``(labels,)``: for every raw label the smallest label tied to it; 0 where frozen.
+        components: ``(labels,)``: the same before freezing (used to say why something is frozen).
+        freezes: All freezes, those found here included.
+        blocks: Disjoint sets of rows: each a matrix ``(blocks, width)`` of roots, equal counts per row required.
+        statistics: ``(labels,)`` bool: a normalisation's statistics run over this root.
+    """
+
+    roots: Ints
+    components: Ints
+    freezes: tuple[Freeze, ...]
+    blocks: tuple[Ints, ...]
+    statistics: npt.NDArray[np.bool_]
+
+
+def resolve(store: LabelStore) -> Resolved:
+    """Settle a labelling. Ends after finitely many rounds: every round only adds ties or freezes."""
+    left, right, freezes = _edges(store)
+    freezes = [*store.freezes, *freezes]
+    balances = _unique_matrices(store)
+    while True:
+        components = _components(store.size, left, right)
+        roots = _freeze(components, freezes)
+        blocks, ties, more = _settle_blocks(balances, roots)
+        more.extend(_unmade(store, roots))
+        if more:
+            freezes.extend(more)
+            continue
+        if not ties:
+            break
+        left = np.concatenate([left, *(pair[0] for pair in ties)])
+        right = np.concatenate([right, *(pair[1] for pair in ties)])
+    statistics = np.zeros(store.size, dtype=bool)
+    for labels in store.statistics:
+        statistics[roots[labels.numpy()]] = True
+    statistics[0] = False
+    return Resolved(roots, components, tuple(freezes), tuple(blocks), statistics)
+
+
+def _edges(store: LabelStore) -> tuple[Ints, Ints, list[Freeze]]:
+    """Ties as two vectors of labels; ties to label 0 come back as freezes."""
+    left: list[Ints] = [np.zeros(0, np.int64)]
+    right: list[Ints] = [np.zeros(0, np.int64)]
+    freezes = []
+    for tie in store.ties:
+        a, b = tie.a.numpy(), tie.b.numpy()
+        free = (a != 0) & (b != 0)
+        if not free.all():
+            freezes.append(Freeze(torch.from_numpy(np.maximum(a, b)[~free]), tie.node, _JOINED))
+            a, b = a[free], b[free]
+        left.append(a)
+        right.append(b)
+    return np.concatenate(left), np.concatenate(right), freezes
+
+
+def _unique_matrices(store: LabelStore) -> list[tuple[Ints, str]]:
+    """Balance matrices without repeated rows, each matrix once."""
+    found: dict[bytes, tuple[Ints, str]] = {}
+    for balance in store.balances:
+        matrix = np.unique(balance.matrix.numpy(), axis=0)
+        if matrix.shape[0] > 1:
+            found.setdefault(matrix.tobytes() + bytes(str(matrix.shape), "ascii"), (matrix, balance.node))
+    return list(found.values())
+
+
+def _components(size: int, left: Ints, right: Ints) -> Ints:
+    """Smallest label of every connected component, for every label."""
+    graph = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(size, size))
+    _, component = connected_components(graph, directed=False)
+    first = np.full(int(component.max()) + 1, size, np.int64)
+    np.minimum.at(first, component, np.arange(size))
+    return np.asarray(first[component], np.int64)
+
+
+def _freeze(components: Ints, freezes: list[Freeze]) -> Ints:
+    """Roots, with 0 for every component that any freeze touches."""
+    gone = np.zeros(components.size, dtype=bool)
+    for freeze in freezes:
+        gone[components[freeze.labels.numpy()]] = True
+    return np.where(gone[components], 0, components)
+
+
+def _unmade(store: LabelStore, roots: Ints) -> list[Freeze]:
+    """Freeze channels that no layer computes (constant inputs, tables): removing them would remove data."""
+    made = np.zeros(roots.size, dtype=bool)
+    made[0] = True
+    for labels in (*store.producers, *store.retired):
+        made[roots[labels.numpy()]] = True
+    lonely = np.flatnonzero(~made[roots])
+    return [Freeze(torch.from_numpy(lonely), "", _UNMADE)] if lonely.size else []
+
+
+def _settle_blocks(
+    balances: list[tuple[Ints, str]], roots: Ints
+) -> tuple[list[Ints], list[tuple[Ints, Ints]], list[Freeze]]:
+    """Blocks that can be kept balanced freely; ties for those that cannot; freezes for blocks of one channel.
+
+    A matrix is clean when each row holds distinct free channels and two rows hold the same channels or none in common.
+    Anything else (frozen entries, overlaps, two ways of cutting the same channels) falls back to tying positions
+    across rows, which keeps every row's count equal whatever is removed.
+    """
+    clean: list[tuple[Ints, Ints]] = []
+    ties: list[tuple[Ints, Ints]] = []
+    singles: list[Freeze] = []
+    for raw, node in balances:
+        matrix = roots[raw]
+        if (matrix == matrix[:1]).all():
+            continue
+        rows = np.unique(np.sort(matrix, axis=1), axis=0)
+        if rows.shape[0] == 1:
+            continue
+        if (matrix != 0).all() and np.unique(rows).size == rows.size:
+            if rows.shape[1] == 1:
+                singles.append(_single(raw, node))
+            else:
+                clean.append((rows, raw))
+        else:
+            ties.append(_columns(raw))
+    blocks = _compatible(clean, ties, roots.size)
+    return blocks, ties, singles
+
+
+def _single(raw: Ints, node: str) -> Freeze:
+    return Freeze(torch.from_numpy(np.ascontiguousarray(raw.reshape(-1))), node, _SINGLE)
+
+
+def _columns(raw: Ints) -> tuple[Ints, Ints]:
+    """Ties of every row to the first one, position by position."""
+    first = np.broadcast_to(raw[:1], raw.shape)
+    return raw[1:].reshape(-1), np.ascontiguousarray(first[1:]).reshape(-1)
+
+
+def _compatible(clean: list[tuple[Ints, Ints]], ties: list[tuple[Ints, Ints]], size: int) -> list[Ints]:
+    """Keep each cut of a set of channels once; where two different cuts share channels, the later one is tied."""
+    owner = np.full(size, -1, np.int64)
+    blocks: list[Ints] = []
+    for rows, raw in clean:
+        owners = np.unique(owner[rows])
+        if owners.size == 1 and owners[0] == -1:
+            owner[rows] = len(blocks)
+            blocks.append(rows)
+        elif owners.size == 1 and _same_rows(blocks[int(owners[0])], rows):
+            continue
+        else:
+            ties.append(_columns(raw))
+            ties.extend(_columns(other) for kept, other in clean if kept is not rows and np.isin(kept, rows).any())
+    return blocks
+
+
+def _same_rows(a: Ints, b: Ints) -> bool:
+    return a.shape == b.shape and bool((a == b).all())

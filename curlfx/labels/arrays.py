@@ -1,0 +1,72 @@
+"""Label arrays: small integer tensors, broadcastable to the shape of the tensor they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Arrays = tuple[Tensor, ...]
+Support = tuple[int, ...]
+
+
+def support(array: Tensor) -> Support:
+    """Axes along which the labels vary (size above 1), ascending."""
+    return tuple(axis for axis, size in enumerate(array.shape) if size > 1)
+
+
+def compress(array: Tensor) -> Tensor:
+    """Shrink every axis along which the labels do not vary to size 1.
+
+    Shapes: array ``(n0, …, nk)``; result the same number of axes, each of size 1 or ``ni``.
+    """
+    for axis, (size, stride) in enumerate(zip(array.shape, array.stride(), strict=True)):
+        if size <= 1:
+            continue
+        first = array.narrow(axis, 0, 1)
+        if stride == 0 or bool((array == first).all()):
+            array = first
+    return array
+
+
+def along(labels: Tensor, ndim: int, axis: int) -> Tensor:
+    """Lay a vector of labels along one axis of an ``ndim``-axis tensor.
+
+    Shapes: labels ``(n,)``; result ``(1, …, n, …, 1)`` with ``n`` at ``axis``.
+    """
+    shape = [1] * ndim
+    shape[axis] = labels.numel()
+    return labels.reshape(shape)
+
+
+def flat(array: Tensor) -> Tensor:
+    """The labels of an array with at most one varying axis, as a vector ``(n,)``."""
+    return array.reshape(-1)
+
+
+def align(array: Tensor, ndim: int) -> Tensor:
+    """Prepend axes of size 1 until the array has ``ndim`` axes (numpy broadcasting)."""
+    missing = ndim - array.ndim
+    return array.reshape((1,) * missing + tuple(array.shape)) if missing else array
+
+
+def first_along(array: Tensor, axes: Sequence[int]) -> Tensor:
+    """The slice at position 0 of every axis in ``axes`` (kept as size 1)."""
+    for axis in axes:
+        array = array.narrow(axis, 0, 1)
+    return array
+
+
+def rows(array: Tensor) -> Tensor:
+    """An array as a matrix: one row per position of the leading varying axes, the last varying axis as columns.
+
+    Shapes: array with ``k >= 1`` varying axes of sizes ``s1 … sk``; result ``(s1 · … · s(k-1), sk)``.
+    """
+    sizes = [array.shape[axis] for axis in support(array)]
+    return array.reshape(-1, sizes[-1]) if sizes else array.reshape(1, 1)
+
+
+def empty_like_axis(size: int, ndim: int, axis: int) -> Tensor:
+    """An all-frozen array (label 0) that varies in shape along ``axis`` only."""
+    return along(torch.zeros(size, dtype=torch.int64), ndim, axis)

@@ -1,0 +1,121 @@
+"""Rules of convolutions of any number of axes: plain, grouped, depthwise, transposed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from curlfx.labels.arrays import Arrays, along, flat, support
+from curlfx.ops.call import OpCall
+from curlfx.ops.contract import Factor, contract
+from curlfx.ops.contraction import with_bias
+
+_IN, _KERNEL, _OUT = "xyz", "uvw", "XYZ"
+
+
+def convolution(call: OpCall) -> Arrays:
+    """Labels of ``aten.conv1d/2d/3d``: input channels contracted with weight axis 1, weight axis 0 labels the output.
+
+    Shapes: input ``(N, C, *)``, weight ``(K, C / groups, *kernel)``, bias ``(K,)``, output ``(N, K, *)``.
+    Source: aten/src/ATen/native/Convolution.cpp.
+    """
+    return _dispatch(call, out_axis=0, in_axis=1)
+
+
+def transposed(call: OpCall) -> Arrays:
+    """Labels of ``aten.conv_transpose1d/2d/3d``: weight axis 0 is contracted, axis 1 labels the output.
+
+    Shapes: input ``(N, C, *)``, weight ``(C, K / groups, *kernel)``, bias ``(K,)``, output ``(N, K, *)``.
+    """
+    return _dispatch(call, out_axis=1, in_axis=0)
+
+
+def _dispatch(call: OpCall, *, out_axis: int, in_axis: int) -> Arrays:
+    shape = call.shape("input")
+    if len(shape) != len(call.shape("weight")):
+        call.freeze(call.arrays("input") + call.arrays("weight"), "convolution of an unbatched input")
+        return ()
+    channels, groups = shape[1], int(call.number("groups", 1))
+    if groups == 1:
+        arrays = _dense(call, out_axis, in_axis)
+    elif call.arg("weight").op != "get_attr" or out_axis != 0:
+        call.freeze(call.arrays("input") + call.arrays("weight"), "grouped convolution with a computed weight")
+        return ()
+    elif groups == channels:
+        arrays = _depthwise(call, channels)
+    else:
+        arrays = _grouped(call, groups)
+    return with_bias(call, arrays, "bias", 1)
+
+
+def _dense(call: OpCall, out_axis: int, in_axis: int) -> Arrays:
+    space = len(call.shape("input")) - 2
+    letters = ["", ""]
+    letters[out_axis], letters[in_axis] = "k", "c"
+    call.read("input")
+    call.produce([array for array in call.arrays("weight") if support(array) == (out_axis,)])
+    factors = [
+        Factor(call.arrays("input"), call.shape("input"), "nc" + _IN[:space]),
+        Factor(call.arrays("weight"), call.shape("weight"), "".join(letters) + _KERNEL[:space]),
+    ]
+    return contract(call, factors, "nk" + _OUT[:space])
+
+
+def _channel_vector(call: OpCall, groups: int, per_group: int) -> tuple[Tensor | None, Arrays]:
+    """Labels ``(groups * per_group,)`` along the input's channel axis, and the arrays along the batch axis."""
+    arrays = call.keep_only(call.arrays("input"), (0, 1), "a convolution mixes positions along this axis")
+    ending = [call.project(array, (1,)) for array in arrays if support(array)[-1] == 1]
+    for other in ending[1:]:
+        call.tie(ending[0], other)
+    batch = tuple(array for array in arrays if support(array) == (0,))
+    return (flat(ending[0]) if ending else None), batch
+
+
+def _axis_labels(call: OpCall, axis: int) -> Tensor | None:
+    """Labels of one axis of the weight; its other axes' arrays are handled elsewhere."""
+    for array in call.arrays("weight"):
+        if support(array) == (axis,):
+            return flat(array)
+    return None
+
+
+def _freeze_kernel(call: OpCall) -> None:
+    call.freeze([a for a in call.arrays("weight") if support(a)[0] > 1], "summed over without a partner")
+
+
+def _depthwise(call: OpCall, channels: int) -> Arrays:
+    """Every input channel owns ``K / C`` output channels: they go together."""
+    _freeze_kernel(call)
+    vector, batch = _channel_vector(call, channels, 1)
+    out = _axis_labels(call, 0)
+    if out is None:
+        return batch
+    if vector is None:
+        call.freeze(out, "depthwise convolution of channels without labels")
+        return batch
+    call.tie(vector[:, None], out.reshape(channels, -1))
+    return (*batch, along(out, len(call.out_shape), 1))
+
+
+def _grouped(call: OpCall, groups: int) -> Arrays:
+    """Groups keep equal numbers of input and of output channels, at positions of their own.
+
+    The weight's columns then differ from group to group: its second axis is labelled by a matrix ``(K, C / groups)``.
+    """
+    _freeze_kernel(call)
+    weight = call.shape("weight")
+    per_group = weight[1]
+    vector, batch = _channel_vector(call, groups, per_group)
+    out = _axis_labels(call, 0)
+    columns = _axis_labels(call, 1)
+    if out is None or vector is None:
+        call.freeze([labels for labels in (out, vector, columns) if labels is not None], "grouped convolution")
+        return batch
+    call.balance(out.reshape(groups, -1))
+    call.produce([out])
+    call.read("input")
+    if per_group > 1:
+        matrix = vector.reshape(groups, 1, per_group).expand(groups, weight[0] // groups, per_group)
+        matrix = matrix.reshape((weight[0], per_group) + (1,) * (len(weight) - 2))
+        call.balance(vector.reshape(groups, per_group))
+        call.relabel("weight", 1, matrix)
+    return (*batch, along(out, len(call.out_shape), 1))

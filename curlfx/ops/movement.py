@@ -1,0 +1,159 @@
+"""Rules of data movement: the very same op, run on the label arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from curlfx.labels.arrays import Arrays, along, compress, support
+from curlfx.ops.call import Emission, OpCall, concrete
+
+
+def reshaped(call: OpCall) -> Arrays:
+    """Labels of view, reshape, flatten, unflatten, squeeze …: row-major order stays.
+
+    Where one labelled axis becomes several, the kept channels must stay rectangular: equal counts per block.
+
+    Shapes: input any, output any of the same number of elements.
+    """
+    arrays = _run_all(call)
+    for array in arrays:
+        call.balance(array)
+    return arrays
+
+
+def permuted(call: OpCall) -> Arrays:
+    """Labels of permute, transpose, movedim …: where block and channel axes change order, positions are tied across blocks."""
+    order = _order(call)
+    result: list[Tensor] = []
+    for array in call.arrays(call.tensors()[0]):
+        axes = [axis for axis in order if array.shape[axis] > 1]
+        if axes != sorted(axes):
+            array = call.project(array, (max(axes),))
+        result.append(_run(call, array))
+    return tuple(result)
+
+
+def sliced(call: OpCall) -> Arrays:
+    """Labels of slice and narrow: a contiguous part; a step over labelled channels freezes them.
+
+    Shapes: input ``(..., n, ...)``, output ``(..., m, ...)`` along ``dim``.
+    """
+    source = call.tensors()[0]
+    axis = call.axis("dim", source)
+    if int(call.number("step", 1) or 1) != 1:
+        call.freeze([a for a in call.arrays(source) if axis in support(a)], "read with a stride along this axis")
+        return tuple(_run(call, array) for array in call.arrays(source) if axis not in support(array))
+    return _rectangular(call, _run_all(call))
+
+
+def selected(call: OpCall) -> Arrays:
+    """Labels of select: one position of an axis; the axis disappears."""
+    return _rectangular(call, _run_all(call))
+
+
+def parted(call: OpCall) -> Emission:
+    """Labels of split, chunk, tensor_split, unbind: one emission per part."""
+    source = call.tensors()[0]
+    parts = len(call.node.meta["val"])
+    result: list[Arrays] = [()] * parts
+    for array in call.arrays(source):
+        for index, piece in enumerate(_execute(call, array)):
+            result[index] += (compress(piece),)
+    return [_rectangular(call, arrays) for arrays in result]
+
+
+def indexed(call: OpCall) -> Arrays:
+    """Labels of index, index_select, gather with constant indices: indexed channels stay, the others pass.
+
+    Shapes: input any; each index a constant integer tensor, or None for an axis that is not indexed.
+    """
+    source = call.tensors()[0]
+    axes = _indexed_axes(call, source)
+    arrays = call.arrays(source)
+    for other in call.tensors()[1:]:
+        call.freeze(call.arrays(other), "used as an index")
+    call.freeze([array for array in arrays if set(support(array)) & axes], "picked by index along this axis")
+    passing = tuple(array for array in arrays if not set(support(array)) & axes)
+    if not passing:
+        return ()
+    values = [call.constant(other) for other in call.tensors()[1:]]
+    if any(value is None for value in values):
+        call.freeze(passing, "picked by a computed index")
+        return ()
+    return tuple(_run(call, array) for array in passing)
+
+
+def rolled(call: OpCall) -> Arrays:
+    """Labels of roll: rolled channels stay, the others pass."""
+    source = call.tensors()[0]
+    ndim = len(call.shape(source))
+    axes = {int(axis) % ndim for axis in call.number("dims", [])} or set(range(ndim))
+    return call.keep_only(call.arrays(source), [a for a in range(ndim) if a not in axes], "rolled along this axis")
+
+
+def mirrored(call: OpCall) -> Arrays:
+    """Labels of flip, repeat, expand, repeat_interleave: the op keeps the order of what is kept."""
+    return _run_all(call)
+
+
+def _run_all(call: OpCall) -> Arrays:
+    return tuple(_run(call, array) for array in call.arrays(call.tensors()[0]))
+
+
+def _run(call: OpCall, array: Tensor) -> Tensor:
+    return compress(_execute(call, array))
+
+
+def _execute(call: OpCall, array: Tensor) -> Any:
+    """Run the node's op with its first tensor replaced by the expanded labels and its indices by their values."""
+    source = call.tensors()[0]
+    expanded = array.expand(call.shape(source))
+
+    def replace(value: Any) -> Any:
+        if value is source:
+            return expanded
+        if isinstance(value, Node):
+            found = concrete(value)
+            return call.constant(value) if isinstance(found, Node) else found
+        if isinstance(value, (list, tuple)):
+            return [replace(item) for item in value]
+        return value
+
+    target = _VIEWS.get(call.node.target, call.node.target)
+    arguments = [replace(value) for value in call.node.args]
+    return target(*arguments, **{name: replace(value) for name, value in call.node.kwargs.items()})
+
+
+def _rectangular(call: OpCall, arrays: Arrays) -> Arrays:
+    """Parts of blocks stay rectangular too."""
+    for array in arrays:
+        call.balance(array)
+    return arrays
+
+
+def _order(call: OpCall) -> list[int]:
+    """For each output axis of a permutation, the input axis it came from."""
+    shape = call.shape(call.tensors()[0])
+    order = []
+    for axis, size in enumerate(shape):
+        mark = along(torch.arange(size), len(shape), axis)
+        moved = support(_run(call, mark))
+        order.append((moved[0] if moved else -1, axis))
+    return [axis for place, axis in sorted(order) if place >= 0]
+
+
+def _indexed_axes(call: OpCall, source: Node) -> set[int]:
+    ndim = len(call.shape(source))
+    if call.arg("indices") is not None:
+        return {axis for axis, index in enumerate(call.arg("indices")) if index is not None}
+    return {int(call.number("dim", 0)) % ndim}
+
+
+_VIEWS = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
+}
