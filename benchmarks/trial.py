@@ -88,7 +88,7 @@ def random_keep(groups: Sequence[PrunableGroup], keep_ratio: float = 0.5, seed: 
 def flatten_outputs(output: object) -> list[Tensor]:
     """All tensors of a (nested) output, dictionaries in key order."""
     if isinstance(output, Tensor):
-        return [output]
+        return [output.detach()]
     if isinstance(output, Mapping):
         return [tensor for key in sorted(output) for tensor in flatten_outputs(output[key])]
     if isinstance(output, Sequence) and not isinstance(output, str):
