@@ -11,10 +11,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from curlfx.errors import ConfigError
+from curlfx.recovery.settings import Amp, MemoryFormat, TrainSettings
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+PUBLISHED = "default"
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
 
 
@@ -66,45 +70,40 @@ class TargetConfig(Section):
 class TrainingConfig(Section):
     """One training: stochastic gradient descent with momentum, linear warm-up and a cosine to zero.
 
-    Attributes:
-        epochs: Passes over the training images; 0 leaves the stage out.
-        lr: Peak learning rate.
-        batch: Images in a step.
-        momentum: Of SGD (Nesterov).
-        weight_decay: L2 penalty on the weights.
-        warmup_epochs: Epochs, also in fractions, of linear growth of the learning rate from zero.
-        label_smoothing: Share of the target probability spread over all classes.
-        ema: Decay of the running average of the weights that is kept in the end; 0 keeps the last weights.
-        amp: Compute in a shorter float type (bfloat16 on a CPU).
-        channels_last: Memory layout with channels innermost (the faster one for most convolutions).
-        checkpoint_every: Epochs between two checkpoints.
+    Attributes: as in `curlfx.recovery.settings.TrainSettings`.
     """
 
-    epochs: Natural = 30
-    lr: Positive = 0.1
-    batch: Count = 128
+    epochs: Natural = 12
+    batch_size: Count = 64
+    lr: Positive = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    warmup_epochs: Annotated[float, Field(ge=0)] = 1
+    decay_vectors: bool = False
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    amp: bool = False
-    channels_last: bool = True
-    checkpoint_every: Count = 1
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    clip_gradient: Positive | None = None
+    amp: Amp = "auto"
+    memory_format: MemoryFormat = "auto"
+
+    def settings(self, *, seed: int, device: str) -> TrainSettings:
+        """The same for `curlfx.recovery`. Raises: ConfigError for values that do not go together."""
+        return TrainSettings(**self.model_dump(), seed=seed, device=device)
 
 
 class RecoveryConfig(TrainingConfig):
     """Training of the slim network, by default with the dense one as its teacher.
 
     Attributes:
-        kd: Weight of the distillation loss beside ``1 - kd`` of cross-entropy; 0 is plain training.
+        distillation: Weight of the distillation loss; the rest is cross-entropy. 0 trains without a teacher.
         temperature: Softmax temperature of the distillation.
     """
 
-    epochs: Natural = 15
-    lr: Positive = 0.05
-    kd: Share = 0.5
-    temperature: Positive = 4.0
+    epochs: Natural = 10
+    lr: Positive = 0.02
+    distillation: Share = 0.7
+    temperature: Positive = 2.0
 
 
 class ExportConfig(Section):
@@ -139,14 +138,16 @@ class RunConfig(Section):
     Attributes:
         name: Names the run directory ``runs/<name>-<number>``; none takes the model's name.
         model: MODEL, like ``torchvision:resnet50``, ``curlfx:resnet20`` or ``file.py:factory``.
-        weights: ``.safetensors`` or weights-only ``.pth``; none trains on ``data`` first (or takes the model's own).
+        weights: ``.safetensors`` or weights-only ``.pth``, or ``default`` for the published ones; none trains on ``data``.
+        new_head: Take all weights but those of a head made for other classes, and train on ``data``.
         data: DATA, like ``digits``, ``imagefolder:DIR`` or ``cifar10:DIR``.
         out: Run directory to make; none takes the next free one.
         resume: Directory of a run that was interrupted; takes everything else from there.
         seed: Of every random choice.
         device: ``auto`` (cuda when there is one), ``cpu``, ``cuda`` or ``cuda:1``.
         threads: torch's intra-op threads; none leaves them as they are.
-        image_size: Height and width that images are brought to; none takes the data's own.
+        limit: Images per split, every class as often as possible; none takes all.
+        image_size: Height and width that images are brought to; none takes what the network was made for.
         target: What the slim network must reach.
         importance: Criterion that ranks channels.
         proxy_images: Training images that data-driven criteria look at.
@@ -162,13 +163,15 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=NAME, description="letters, digits, '.', '_' and '-'")] | None = None
     model: str = "curlfx:digits"
-    weights: Path | None = None
+    weights: str | None = None
+    new_head: bool = False
     data: str = "digits"
     out: Path | None = None
     resume: Path | None = None
     seed: Natural = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:1")] = "auto"
     threads: Count | None = None
+    limit: Count | None = None
     image_size: Count | None = None
     target: TargetConfig = TargetConfig(macs="50%")
     importance: str = "kl"
@@ -186,6 +189,18 @@ class RunConfig(Section):
     @classmethod
     def _names(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @property
+    def weights_file(self) -> Path:
+        """The file that ``weights`` names. Raises: ConfigError when it names none."""
+        if self.weights is None or self.weights == PUBLISHED:
+            raise ConfigError(f"weights = {self.weights}: want a file")
+        return Path(self.weights)
+
+    @property
+    def trains_first(self) -> bool:
+        """Whether the dense network is trained before anything else."""
+        return self.train.epochs > 0 and (self.weights is None or self.new_head)
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, in YAML's own types; what ``config.yaml`` of a run directory holds."""

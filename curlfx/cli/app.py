@@ -1,0 +1,35 @@
+"""The commands and what they share."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from curlfx.cli.program import Program
+
+app = typer.Typer(
+    cls=Program,
+    name="curlfx",
+    help="Make a trained convolutional network physically narrower, verify it, and measure what it won.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Run the program on the arguments of this process and leave with its exit status."""
+    for stream in (sys.stdout, sys.stderr):  # lines appear when they are written, also in a pipe
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True)
+    app(prog_name="curlfx")

@@ -1,0 +1,37 @@
+"""How the command line ends: every error once, on stderr, with the exit status it stands for."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from curlfx.errors import CurlfxError, InvariantError
+
+INTERRUPTED = 130
+
+
+class Program(TyperGroup):
+    """A group of commands that turns errors into one line and an exit status.
+
+    Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 130 interrupted.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. Raises: typer.Exit with the status; the error itself under ``--debug``."""
+        debug = bool(ctx.params.get("debug"))
+        try:
+            return super().invoke(ctx)
+        except CurlfxError as error:
+            if debug:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            if isinstance(error, InvariantError):
+                print("this is a bug of curlfx; --debug shows where", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as interruption:
+            notes = getattr(interruption, "__notes__", [])
+            print("\n".join(["interrupted", *notes]), file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from interruption

@@ -1,0 +1,94 @@
+"""``summary.json``: the figures of a run under stable keys, the contract for tools that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one run of the network on onnxruntime.
+
+    Units: all in milliseconds.
+    """
+
+    median: float
+    p90: float
+    p99: float
+    min: float
+    mean: float
+
+
+@dataclass(frozen=True)
+class NetworkFigures:
+    """What one network costs and is worth.
+
+    Attributes:
+        macs: Multiply-adds of conv, linear and matmul for one image.
+        padded_macs: The same with channel axes rounded up to the runtime's block.
+        params: Number of parameters.
+        size_bytes: Size of the ONNX file.
+        accuracy: Top-1 on the test images, in [0, 1].
+        latency_ms: Measured on onnxruntime, interleaved with the other network.
+    """
+
+    macs: int
+    padded_macs: int
+    params: int
+    size_bytes: int
+    accuracy: float
+    latency_ms: Latency
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far networks that must agree were apart.
+
+    Attributes:
+        gated_vs_slim: Largest relative difference of the outputs in float64, before recovery.
+        torch_vs_onnx: Largest relative difference of the outputs in float32, over both networks and all batch sizes.
+        passed: Both are within their bounds.
+    """
+
+    gated_vs_slim: float
+    torch_vs_onnx: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of one run; `as_dict` has the keys of ``summary.json`` in their order.
+
+    Attributes:
+        model: MODEL as it was given.
+        seed: Of every random choice.
+        versions: Version by package.
+        device: Processor, threads and provider of the measurement.
+        dense: The network as it was.
+        slim: The network as it is now.
+        speedup: Median latency of the dense network divided by that of the slim one.
+        verification: What was checked.
+        target: What was asked for, like ``{"macs": "50%"}``.
+        importance: Criterion.
+        recovery: Settings of the recovery, and the accuracy before it.
+        seconds: Wall-clock seconds by stage.
+    """
+
+    model: str
+    seed: int
+    versions: Mapping[str, str]
+    device: Mapping[str, Any]
+    dense: NetworkFigures
+    slim: NetworkFigures
+    speedup: float
+    verification: Verification
+    target: Mapping[str, int | str]
+    importance: str
+    recovery: Mapping[str, Any]
+    seconds: Mapping[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)

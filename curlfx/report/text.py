@@ -1,0 +1,57 @@
+"""The same figures as lines of text: for the terminal, the log and the head of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Rows (quantity, dense, slim, change) of the table that ends a run and opens its report."""
+    dense, slim = summary["dense"], summary["slim"]
+    rows = [
+        (
+            "accuracy",
+            f"{dense['accuracy']:.4f}",
+            f"{slim['accuracy']:.4f}",
+            f"{slim['accuracy'] - dense['accuracy']:+.4f}",
+        )
+    ]
+    for key, title in (("macs", "MACs"), ("padded_macs", "padded MACs"), ("params", "parameters")):
+        rows.append((title, count(dense[key]), count(slim[key]), share(slim[key], dense[key])))
+    sizes = dense["size_bytes"], slim["size_bytes"]
+    rows.append(("ONNX file", f"{sizes[0] / 1e6:.3g} MB", f"{sizes[1] / 1e6:.3g} MB", share(sizes[1], sizes[0])))
+    for key in ("median", "p90", "p99"):
+        times = dense["latency_ms"][key], slim["latency_ms"][key]
+        rows.append(
+            (f"latency {key}", f"{times[0]:.3f} ms", f"{times[1]:.3f} ms", f"{times[0] / times[1]:.2f}x faster")
+        )
+    return rows
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """One line: what was verified and how far apart the networks were."""
+    found = summary["verification"]
+    word = "passed" if found["passed"] else "FAILED"
+    return f"{word} (gated vs slim {found['gated_vs_slim']:.1e}, torch vs onnx {found['torch_vs_onnx']:.1e})"
+
+
+def count(number: float) -> str:
+    """A number in three digits with its unit: ``4.09 G``."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def share(part: float, whole: float) -> str:
+    """``part`` of ``whole`` in percent."""
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with the cells of ``rows`` under each other: the first column to the left, the others to the right."""
+    if not rows:
+        return []
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
