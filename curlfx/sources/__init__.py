@@ -1,6 +1,23 @@
 """From specifications to objects: networks, weights and images."""
 
+from curlfx.sources.data import load_data
+from curlfx.sources.fit import check_fit, class_scores
+from curlfx.sources.images import Augmentation, Loader, Normalisation
 from curlfx.sources.models import input_shape, load_model
-from curlfx.sources.weights import load_weights
+from curlfx.sources.source import DataRequest, DataSource
+from curlfx.sources.weights import load_weights, read_weights
 
-__all__ = ["input_shape", "load_model", "load_weights"]
+__all__ = [
+    "Augmentation",
+    "DataRequest",
+    "DataSource",
+    "Loader",
+    "Normalisation",
+    "check_fit",
+    "class_scores",
+    "input_shape",
+    "load_data",
+    "load_model",
+    "load_weights",
+    "read_weights",
+]

@@ -52,28 +52,36 @@ def load_model(spec: str, num_classes: int | None = None, weights: str | Path | 
     return model.eval()
 
 
-def input_shape(spec: str, model: nn.Module) -> tuple[int, ...] | None:
+def input_shape(spec: str) -> tuple[int, int, int] | None:
     """Return the shape of one image ``(C, H, W)`` that the network was made for, where that is on record.
 
-    A factory's network may say so itself, by an attribute ``input_shape``. Source: the published evaluation crop of
-    torchvision, the default configuration of timm.
+    Source: the published evaluation crop of torchvision, the configuration of timm, an attribute ``input_shape`` of a
+    factory. Raises: ModelError when ``spec`` names nothing.
     """
     kind, _, name = spec.partition(":")
-    own = getattr(model, "input_shape", None)
-    if isinstance(own, tuple | list) and len(own) == 3:
-        return tuple(int(size) for size in own)
     if kind == "curlfx":
         return INPUT_SHAPES.get(spec, (3, 32, 32))
-    if kind == "timm":
-        configuration: Mapping[str, Any] = getattr(model, "default_cfg", None) or {}
-        size = configuration.get("input_size")
-        return tuple(size) if size else None
-    return _torchvision_shape(name) if kind == "torchvision" else None
+    if kind == "torchvision":
+        return _torchvision_shape(name)
+    size: object = (
+        _timm_shape(name) if kind == "timm" else getattr(load_attribute(spec, ModelError), "input_shape", None)
+    )
+    if not isinstance(size, tuple | list) or len(size) != 3:
+        return None
+    channels, height, width = size
+    return int(channels), int(height), int(width)
 
 
-def _torchvision_shape(name: str) -> tuple[int, ...]:
+def _timm_shape(name: str) -> object:
+    configuration = _timm(name).get_pretrained_cfg(name)
+    return configuration.input_size if configuration is not None else None
+
+
+def _torchvision_shape(name: str) -> tuple[int, int, int]:
     import torchvision.models as zoo
 
+    if name not in zoo.list_models():
+        raise ModelError(f"model torchvision:{name}: no such network{did_you_mean(name, zoo.list_models())}")
     weights = next(iter(zoo.get_model_weights(name)), None)
     crop = getattr(getattr(weights, "transforms", dict)(), "crop_size", None)
     return (3, int(crop[0]), int(crop[0])) if crop else (3, 224, 224)
@@ -117,15 +125,20 @@ def _from_torchvision(name: str, num_classes: int | None, published: bool) -> nn
 
 
 def _from_timm(name: str, num_classes: int | None, published: bool) -> nn.Module:
-    try:
-        import timm
-    except ImportError as cause:
-        raise ModelError(f"model timm:{name}: timm is not installed; pip install 'curlfx[timm]'") from cause
+    timm = _timm(name)
     names = timm.list_models()
     if name.partition(".")[0] not in names:
         raise ModelError(f"model timm:{name}: no such network{did_you_mean(name, names)}")
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     return _called(f"timm:{name}", lambda: timm.create_model(name, pretrained=published, **options))
+
+
+def _timm(name: str) -> Any:
+    try:
+        import timm
+    except ImportError as cause:
+        raise ModelError(f"model timm:{name}: timm is not installed; pip install 'curlfx[timm]'") from cause
+    return timm
 
 
 def _from_factory(spec: str, num_classes: int | None) -> nn.Module:

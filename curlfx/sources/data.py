@@ -1,0 +1,148 @@
+"""Images from specifications: ``digits``, ``imagefolder:DIR``, ``cifar10:DIR``, ``fashion-mnist:DIR``, ``random``, …"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from curlfx.errors import CurlfxError, DataError
+from curlfx.sources.builtin import cifar10, digits, fashion_mnist, random_images
+from curlfx.sources.factory import describe, did_you_mean, load_attribute
+from curlfx.sources.folder import image_folder
+from curlfx.sources.images import Images, Normalisation, balanced, held_out
+from curlfx.sources.source import DataRequest, DataSource, SplitName
+from curlfx.sources.streamed import StreamedImages
+
+SOURCES: Mapping[str, Callable[[DataRequest], DataSource]] = MappingProxyType(
+    {
+        "digits": digits,
+        "imagefolder": image_folder,
+        "cifar10": cifar10,
+        "fashion-mnist": fashion_mnist,
+        "random": random_images,
+    }
+)
+"""Prefix of a specification to what loads it; any other prefix is a file or a module."""
+
+
+def load_data(
+    spec: str,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    normalisation: Normalisation | None = None,
+    limit: int | None = None,
+    val_share: float = 0.0,
+) -> DataSource:
+    """Return the images that ``spec`` names.
+
+    Args:
+        spec: ``digits``, ``imagefolder:DIR``, ``cifar10:DIR``, ``fashion-mnist:DIR``, ``random``,
+            ``file.py:factory`` or ``package.module:factory``. A factory returns a `DataSource`, or torch data sets by
+            split: ``{"train": …, "test": …}``, which yield ``(float image (C, H, W), label)``.
+        shape: Shape of one image ``(C, H, W)``; none takes the data's own (224 x 224 for large images of many sizes).
+        normalisation: None takes what is usual for the data.
+        limit: Images per split, every class as often as possible; none takes all.
+        val_share: Share of the training images to hold out as ``val``, in [0, 1), where the data has no ``val``.
+
+    Raises: DataError naming the folder, the class or the file that is missing or damaged.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"data {spec}: limit={limit}, want 1 or more")
+    if not 0 <= val_share < 1:
+        raise DataError(f"data {spec}: val_share={val_share}, want a share in [0, 1)")
+    kind, separator, where = spec.partition(":")
+    request = DataRequest(spec, where, shape, normalisation, limit)
+    if kind in SOURCES:
+        source = SOURCES[kind](request)
+    elif separator:
+        source = _from_factory(request)
+    else:
+        known = ", ".join(SOURCES)
+        raise DataError(f"data {spec!r}: want one of {known}, or file.py:factory{did_you_mean(spec, SOURCES)}")
+    return _with_val(source, val_share)
+
+
+def _with_val(source: DataSource, share: float) -> DataSource:
+    if "val" in source.splits or share == 0:
+        return source
+    train = source.images("train")
+    stay, out = held_out(train.labels, share)
+    if len(stay) == 0 or len(out) == 0:
+        raise DataError(f"data {source.name}: val_share={share} leaves {len(stay)} training and {len(out)} val images")
+    splits: dict[SplitName, Images] = {**source.splits, "train": train.subset(stay), "val": train.subset(out)}
+    return replace(source, splits=splits)
+
+
+def _from_factory(request: DataRequest) -> DataSource:
+    factory = load_attribute(request.name, DataError)
+    try:
+        made = factory() if callable(factory) else factory
+    except CurlfxError:
+        raise
+    except Exception as cause:
+        raise DataError(f"data {request.name}: its factory failed: {describe(cause)}") from cause
+    source = made if isinstance(made, DataSource) else _from_datasets(request, made)
+    if request.shape is not None and source.shape != request.shape:
+        raise DataError(f"data {request.name} gives images of shape {source.shape}, the network wants {request.shape}")
+    if request.limit is None:
+        return source
+    splits = {name: images.subset(balanced(images.labels, request.limit)) for name, images in source.splits.items()}
+    return replace(source, splits=splits)
+
+
+def _from_datasets(request: DataRequest, made: object) -> DataSource:
+    wanted = "want a DataSource, or torch data sets by split: {'train': …, 'test': …}"
+    if not isinstance(made, Mapping) or not {"train", "test"} <= set(made) <= {"train", "val", "test"}:
+        raise DataError(f"data {request.name}: its factory returned {type(made).__name__}; {wanted}")
+    splits: dict[SplitName, Images] = {}
+    for name, dataset in made.items():
+        labels = _labels(dataset, f"data {request.name}, {name}")
+        splits[name] = StreamedImages(DatasetReader(dataset, request.name), torch.arange(len(labels)), labels, 0)
+    first = DatasetReader(made["train"], request.name).read(0, augment=False)
+    if first.dim() != 3:
+        raise DataError(f"data {request.name}: an image has shape {tuple(first.shape)}, want (C, H, W)")
+    names = getattr(made["train"], "classes", None)
+    count = 1 + max(int(images.labels.max()) for images in splits.values())
+    classes = tuple(map(str, names if names is not None else range(count)))
+    if count > len(classes):
+        raise DataError(f"data {request.name}: label {count - 1}, but there are {len(classes)} classes")
+    channels, height, width = first.shape
+    return DataSource(request.name, classes, (channels, height, width), splits)
+
+
+def _labels(dataset: Any, where: str) -> Tensor:
+    try:
+        known = getattr(dataset, "targets", None)
+        labels = torch.as_tensor([int(label) for _, label in dataset] if known is None else known).long()
+    except (TypeError, ValueError) as cause:
+        raise DataError(f"{where}: want pairs (image, label) with whole numbers as labels ({cause})") from cause
+    if labels.dim() != 1 or len(labels) == 0 or int(labels.min()) < 0:
+        raise DataError(f"{where}: labels of shape {tuple(labels.shape)}, want one number from 0 for every image")
+    return labels
+
+
+@dataclass(frozen=True)
+class DatasetReader:
+    """Reads from a torch data set, whose own transforms do what is to be done.
+
+    Attributes:
+        dataset: Yields ``(image, label)``.
+        name: For messages.
+    """
+
+    dataset: Dataset[tuple[Tensor, int]]
+    name: str
+
+    def read(self, index: int, *, augment: bool) -> Tensor:  # noqa: ARG002
+        """Return image ``index``, ``(C, H, W)`` float32. Raises: DataError when it is no float tensor."""
+        image: object = self.dataset[index][0]
+        if not isinstance(image, Tensor) or not image.is_floating_point():
+            found = image.dtype if isinstance(image, Tensor) else type(image).__name__
+            raise DataError(f"data {self.name}: image {index} is {found}, want a float tensor (C, H, W)")
+        return image.float()

@@ -1,0 +1,86 @@
+"""Labelled images in splits, as training, scoring and evaluation take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from curlfx.errors import DataError
+from curlfx.sources.images import Images, Loader, Normalisation
+
+SplitName = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True, eq=False)
+class DataSource:
+    """Labelled images, split for training and for testing.
+
+    Attributes:
+        name: The specification.
+        classes: Class names; a label is a position in it.
+        shape: Shape of one image ``(C, H, W)``.
+        splits: ``train`` and ``test``, and ``val`` when the data or a held-out share gives one.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    splits: Mapping[SplitName, Images]
+
+    @property
+    def num_classes(self) -> int:
+        """Return the number of classes."""
+        return len(self.classes)
+
+    def size(self, split: SplitName) -> int:
+        """Return the number of images. Raises: DataError when there is no such split."""
+        return len(self.images(split).labels)
+
+    def images(self, split: SplitName) -> Images:
+        """Return the images of a split. Raises: DataError when there is no such split."""
+        if split not in self.splits:
+            raise DataError(f"data {self.name} has no {split} images, only {', '.join(self.splits)}")
+        return self.splits[split]
+
+    def loader(
+        self, split: SplitName, batch_size: int, *, seed: int = 0, augment: bool = False, shuffle: bool = False
+    ) -> Loader:
+        """Return batches ``(images (N, C, H, W) float32, labels (N,) int64)``. Raises: DataError: no such split."""
+        return Loader(self.images(split), batch_size, seed=seed, augment=augment, shuffle=shuffle)
+
+    def proxy(self, n: int, seed: int = 0) -> Tensor:
+        """Return ``n`` random training images, all of them when there are fewer, as they look in evaluation.
+
+        Shapes: ``(n, C, H, W)`` float32.
+        """
+        images = self.images("train")
+        order = torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(seed))[:n]
+        return torch.cat([batch for batch, _ in images.batches(torch.split(order, 64), augment=False, seed=0)])
+
+    def to(self, device: torch.device | str) -> DataSource:
+        """Return the same data, with the pixels on ``device`` where they live in memory."""
+        place = torch.device(device)
+        return replace(self, splits={name: images.to(place) for name, images in self.splits.items()})
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What a specification and the user ask for.
+
+    Attributes:
+        name: The whole specification, for messages.
+        where: What follows its colon.
+        shape: Shape of one image ``(C, H, W)``; none takes that of the data.
+        normalisation: None takes that of the data.
+        limit: Images per split; none takes all.
+    """
+
+    name: str
+    where: str = ""
+    shape: tuple[int, int, int] | None = None
+    normalisation: Normalisation | None = None
+    limit: int | None = None
