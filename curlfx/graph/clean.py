@@ -6,24 +6,34 @@ from torch.fx import Graph, Node
 from curlfx.graph.modes import PROVENANCE
 from curlfx.graph.verify import is_dead
 
-_CHECKS = frozenset({
-    torch.ops.aten._assert_tensor_metadata.default,
-    torch.ops.aten._assert_scalar.default,
-    torch.ops.aten._assert_async.msg,
-    torch.ops.aten._assert_async.default,
-    torch.ops.aten.sym_constrain_range.default,
-    torch.ops.aten.sym_constrain_range_for_size.default,
-    torch._check,
-})
+_CHECKS = frozenset(
+    {
+        torch.ops.aten._assert_tensor_metadata.default,
+        torch.ops.aten._assert_scalar.default,
+        torch.ops.aten._assert_async.msg,
+        torch.ops.aten._assert_async.default,
+        torch.ops.aten.sym_constrain_range.default,
+        torch.ops.aten.sym_constrain_range_for_size.default,
+        torch._check,
+    }
+)
 
 
 def clean(graph: Graph) -> None:
     """Remove run-time checks and dead nodes, and keep of each node's ``meta`` only where it came from."""
     for node in reversed(graph.nodes):
-        if _is_check(node) or is_dead(node):
+        if _is_check(node):
             graph.erase_node(node)
+    sweep(graph)
     for node in graph.nodes:
         node.meta = {key: node.meta[key] for key in PROVENANCE if key in node.meta}
+
+
+def sweep(graph: Graph) -> None:
+    """Erase the nodes that nothing reads and that change nothing."""
+    for node in reversed(graph.nodes):
+        if is_dead(node):
+            graph.erase_node(node)
 
 
 def _is_check(node: Node) -> bool:

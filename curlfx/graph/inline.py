@@ -37,17 +37,22 @@ def _inline_calls(graph: Graph, nodes: list[Node], holder: GraphModule, notes: l
     for node in nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.HigherOrderOperator):
             continue
-        name = node.target.name()
-        if name not in _STRAIGHT:
+        kind = str(node.target)
+        if kind not in _STRAIGHT:
             place = where(node) or f"node '{node.name}'"
-            raise TraceError(f"{place}: {name} is control flow inside the graph; trace the part of the model without it")
+            raise TraceError(
+                f"{place}: {kind} is control flow inside the graph; trace the part of the model without it"
+            )
         _inline_call(graph, node, holder, notes)
 
 
 def _inline_call(graph: Graph, call: Node, holder: GraphModule, notes: list[str]) -> None:
-    position = _STRAIGHT[call.target.name()]  # type: ignore[union-attr]
+    kind = str(call.target)
+    position = _STRAIGHT[kind]
     settings, reference, operands = call.args[:position], call.args[position], call.args[position + 1 :]
-    block = holder.get_submodule(str(reference.target))  # type: ignore[union-attr]
+    block = holder.get_submodule(str(reference.target)) if isinstance(reference, Node) else None
+    if not isinstance(block, GraphModule):
+        raise TraceError(f"node '{call.name}': {kind} has no graph; trace the part of the model without it")
     values: dict[Node, Any] = dict(zip(block.graph.find_nodes(op="placeholder"), operands, strict=True))
     inner: list[Node] = []
     result: Any = None
@@ -58,10 +63,11 @@ def _inline_call(graph: Graph, call: Node, holder: GraphModule, notes: list[str]
             elif node.op != "placeholder":
                 values[node] = graph.node_copy(node, values.__getitem__)
                 inner.append(values[node])
-        if call.target.name() == "wrap_with_set_grad_enabled" and settings == (False,):  # type: ignore[union-attr]
+        if kind == "wrap_with_set_grad_enabled" and settings == (False,):
             result = map_arg(result, lambda node: _detached(graph, node) if node in inner else node)
-    if call.target.name() == "wrap_with_autocast" and settings[2]:  # type: ignore[union-attr]
-        notes.append(f"{where(call) or call.name}: an autocast block runs in the dtype of its inputs, not {settings[1]}")
+    if kind == "wrap_with_autocast" and settings[2]:
+        place = where(call) or call.name
+        notes.append(f"{place}: an autocast block runs in the dtype of its inputs, not {settings[1]}")
     _replace(graph, call, result)
     _inline_calls(graph, inner, block, notes)
 
@@ -79,7 +85,7 @@ def _replace(graph: Graph, call: Node, result: Any) -> None:
         for user in list(call.users):
             if user.target is not operator.getitem:
                 raise TraceError(f"node '{user.name}' reads all results of a block at once; trace the model without it")
-            user.replace_all_uses_with(result[user.args[1]])
+            user.replace_all_uses_with(result[user.args[1]])  # type: ignore[index]
             graph.erase_node(user)
     else:
         call.replace_all_uses_with(result)

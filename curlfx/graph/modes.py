@@ -52,6 +52,8 @@ def set_argument(node: Node, position: int, value: Argument) -> None:
     """Write the argument at a position of the op's schema: in order if it stands there, by name otherwise."""
     if position < len(node.args):
         node.update_arg(position, value)
+    elif position == len(node.args) and not node.target._schema.arguments[position].kwarg_only:  # type: ignore[union-attr]
+        node.args = (*node.args, value)
     else:
         node.update_kwarg(node.target._schema.arguments[position].name, value)  # type: ignore[union-attr]
 
@@ -76,10 +78,10 @@ def _set_node(node: Node, training: bool) -> bool:
     if node.op != "call_function" or node.meta.get("fixed_mode"):
         return False
     if "train_dropout" in node.meta:
-        probability = node.meta["train_dropout"] if training else 0.0
-        before = argument_of(node, _ATTENTION_DROPOUT)
+        probability: float = node.meta["train_dropout"] if training else 0.0
+        changed = bool(argument_of(node, _ATTENTION_DROPOUT) != probability)
         set_argument(node, _ATTENTION_DROPOUT, probability)
-        return before != probability
+        return changed
     position = _mode_position(node.target)
     if position is None or bool(argument_of(node, position)) == training:
         return False

@@ -25,17 +25,22 @@ def lost_in_eval(model: nn.Module, graph: Graph) -> tuple[str, ...]:
             attentions += module.dropout > 0
         elif not kind.__module__.startswith("torch.nn") and _branches_on_mode(kind):
             branches[kind.__name__] += 1
-    notes = [f"training drops whole branches at random in {n} {kind} modules; the traced network does not"
-             for kind, n in drops.items() if n]
-    notes += [f"{kind}.forward takes another path in training ({n} modules); the eval path is traced"
-              for kind, n in branches.items()]
+    notes = [
+        f"training drops whole branches at random in {n} {kind} modules; the traced network does not"
+        for kind, n in drops.items()
+        if n
+    ]
+    notes += [
+        f"{kind}.forward takes another path in training ({n} modules); the eval path is traced"
+        for kind, n in branches.items()
+    ]
     if attentions > 0:
         notes.append(f"the dropout of {attentions} attention modules is left out of training")
     return tuple(notes)
 
 
 def unused_parameters(module: TracedModule) -> tuple[str, ...]:
-    """A note naming the modules whose parameters the graph does not read, such as auxiliary heads; none if all are read."""
+    """A note naming the modules whose parameters the graph does not read, such as auxiliary heads; or no note."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     targets = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
     objects = {id(parameters[name]) for name in targets if name in parameters}

@@ -52,7 +52,7 @@ def shape_of(node: Node) -> tuple[int, ...]:
 
 
 def _example(traced: TracedModel) -> tuple[Any, ...]:
-    """Example inputs in the floating dtype of the parameters, if these have one: a cast network needs no new example."""
+    """Example inputs in the floating dtype of the parameters, if they share one: a cast network keeps its example."""
     dtypes = {p.dtype for p in traced.module.parameters() if p.is_floating_point()}
     if len(dtypes) != 1:
         return traced.example_inputs
@@ -103,7 +103,8 @@ def _call(node: Node, values: dict[Node, Any]) -> Any:
     try:
         return node.target(*_arguments(node.args, values), **_arguments(node.kwargs, values))
     except Exception as cause:
-        shapes = ", ".join(str(tuple(v.shape)) for v in (values[n] for n in node.all_input_nodes) if isinstance(v, Tensor))
+        operands = [values[operand] for operand in node.all_input_nodes]
+        shapes = ", ".join(str(tuple(value.shape)) for value in operands if isinstance(value, Tensor))
         place = f", {where(node)}" if where(node) else ""
         raise InvariantError(
             f"node '{node.name}' ({node.target}{place}) does not take the shapes that arrive: {shapes}: {cause}"

@@ -1,5 +1,7 @@
 """Where in the user's code a node came from."""
 
+import contextlib
+import os
 import re
 import traceback
 from pathlib import Path
@@ -8,11 +10,10 @@ from types import TracebackType
 import torch
 from torch.fx import Node
 
-import curlfx
-
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-_TORCH = str(Path(torch.__file__).parent)
-_CURLFX = tuple(str(Path(folder)) for folder in curlfx.__path__)
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_HERE = f"{Path(__file__).parent}{os.sep}"
+_STANDARD = contextlib.__file__
 
 
 def where(node: Node) -> str:
@@ -22,8 +23,7 @@ def where(node: Node) -> str:
     that a ``forward`` calls is reported at the line of the call.
     """
     trace = node.meta.get("stack_trace") or ""
-    frames = [(found["file"], int(found["line"])) for found in _FRAME.finditer(trace)]
-    return _innermost(frames)
+    return _innermost([(found["file"], int(found["line"])) for found in _FRAME.finditer(trace)])
 
 
 def raised_at(trace: TracebackType | None) -> str:
@@ -31,13 +31,13 @@ def raised_at(trace: TracebackType | None) -> str:
     return _innermost([(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(trace)])
 
 
-def _innermost(frames: list[tuple[str, int]]) -> str:
-    for file, line in reversed(frames):
-        if not file.startswith((_TORCH, "<", *_CURLFX)) and "importlib" not in file:
-            return f"{shortened(file)}:{line}"
-    return ""
-
-
 def shortened(file: str) -> str:
     """The last two parts of a path: enough to find the file, and the same on every machine."""
     return "/".join(Path(file).parts[-2:])
+
+
+def _innermost(frames: list[tuple[str, int]]) -> str:
+    for file, line in reversed(frames):
+        if not file.startswith((_TORCH, _HERE, "<")) and file != _STANDARD:
+            return f"{shortened(file)}:{line}"
+    return ""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx import Graph, GraphModule
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from curlfx.errors import InvariantError, TraceError
@@ -39,7 +40,7 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, dynamic
     inputs = _checked(example_inputs)
     for name in (*model._modules, *model._parameters, *model._buffers):
         if name in _RESERVED:
-            raise TraceError(f"the model's attribute '{name}' has the name of an attribute of torch.fx.GraphModule; rename it")
+            raise TraceError(f"the model's '{name}' has the name of an attribute of torch.fx.GraphModule; rename it")
     if dynamic_batch:
         inputs = _doubled(inputs)
     with _exporting(model) as frozen:
@@ -93,7 +94,7 @@ def _exporting(model: nn.Module) -> Iterator[frozenset[str]]:
 
 def _materialise(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Run a model with lazy parameters once, so that these get their shapes."""
-    if any(isinstance(p, nn.parameter.UninitializedTensorMixin) for p in [*model.parameters(), *model.buffers()]):
+    if any(is_lazy(p) for p in [*model.parameters(), *model.buffers()]):
         _try_forward(model, inputs)
 
 
@@ -101,10 +102,10 @@ def _exported(model: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> tuple
     batch = _batch(inputs)
     refusal = None
     if dynamic and batch is not None:
-        shapes = ShapesCollection()
+        shapes = ShapesCollection()  # type: ignore[no-untyped-call]
         for leaf in pytree.tree_leaves(inputs):
             if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch:
-                shapes[leaf] = {0: Dim.DYNAMIC}  # type: ignore[no-untyped-call]
+                shapes[leaf] = {0: Dim.DYNAMIC}
         try:
             return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False), ()
         except Exception as error:  # noqa: BLE001 - export raises what the model's own code raises
@@ -117,7 +118,8 @@ def _exported(model: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> tuple
     if refusal is None:
         return program, ()
     place = raised_at(refusal.__traceback__)
-    return program, (f"the batch size is fixed at {batch}: the network does not allow a free one{place and f' ({place})'}",)
+    note = f"the batch size is fixed at {batch}: the network does not allow a free one"
+    return program, (f"{note} ({place})" if place else note,)
 
 
 def _try_forward(model: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -153,7 +155,9 @@ def _described(inputs: tuple[Any, ...]) -> str:
     return ", ".join(f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__ for x in leaves)
 
 
-def _unlifted(program: ExportedProgram, model: nn.Module, frozen: frozenset[str]) -> tuple[TracedModule, tuple[str, ...]]:
+def _unlifted(
+    program: ExportedProgram, model: nn.Module, frozen: frozenset[str]
+) -> tuple[TracedModule, tuple[str, ...]]:
     """The exported graph over copies of the model's own tensors, at the model's own names; with notes."""
     exported = program.module(check_guards=False)
     graph = Graph()
@@ -170,7 +174,7 @@ def _unlifted(program: ExportedProgram, model: nn.Module, frozen: frozenset[str]
 
 
 def _keep_constant(root: nn.Module, name: str, exported: GraphModule) -> None:
-    """Give the copy a constant that the model holds outside its parameters and buffers, as a buffer that is not saved."""
+    """Give the copy a constant that the model holds elsewhere than in its buffers: as a buffer that is not saved."""
     path, _, key = name.rpartition(".")
     owner = owner_of(root, name)
     if owner._parameters.get(key) is None and owner._buffers.get(key) is None:

@@ -1,7 +1,7 @@
 """The network as a graph that passes read and write, and that trains like the module it came from."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -51,7 +51,7 @@ class TracedModel:
 
     Attributes:
         module: The network; its graph is `graph`.
-        example_inputs: Positional inputs, batch of at least 2 where the batch is dynamic; shapes in the graph are for these.
+        example_inputs: Positional inputs, batch 2 or more where it is dynamic; the shapes are for these.
         notes: What the export lost, one sentence each: stochastic depth, unused parameters, a fixed batch size.
         dynamic_batch: Whether the graph takes any batch size.
     """
@@ -67,7 +67,7 @@ class TracedModel:
         return self.module.graph
 
     def clone(self) -> "TracedModel":
-        """A new graph over a new module tree that holds the same parameter and buffer objects: nothing large is copied."""
+        """A new graph and module tree that hold the same parameter and buffer objects: nothing large is copied."""
         module = copied(self.module, lambda tensor: tensor)
         return TracedModel(module, self.example_inputs, self.notes, self.dynamic_batch)
 
@@ -76,6 +76,10 @@ class TracedModel:
         self.module.to(*args, **kwargs)
         self.example_inputs = pytree.tree_map_only(Tensor, lambda x: _moved(x, *args, **kwargs), self.example_inputs)
         return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter, buffer and constant once, by its first name."""
+        return dict([*self.module.named_parameters(), *self.module.named_buffers()])
 
     def parameter(self, name: str) -> Tensor:
         """The parameter, buffer or constant at a dotted name.
@@ -91,16 +95,23 @@ class TracedModel:
         A parameter stays one, with its ``requires_grad``; the tensor that was there is left alone.
         Raises: KeyError when the module has none of that name.
         """
-        owner, kind, key = _slot(self.module, name)
-        old = getattr(owner, kind)[key]
-        new = tensor.detach()
-        if kind == "_parameters":
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        self.set_parameters({name: tensor})
+
+    def set_parameters(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace many at once, each as `set_parameter` does, in one walk over the module tree.
+
+        Raises: KeyError when the module has none of some name; nothing is replaced then.
+        """
+        new: dict[int, Tensor] = {}
+        for name, tensor in tensors.items():
+            old = self.parameter(name)
+            value = tensor.detach()
+            new[id(old)] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
         for module in self.module.modules():
-            slots = getattr(module, kind)
-            for other, value in slots.items():
-                if value is old:
-                    slots[other] = new
+            for slots in (module._parameters, module._buffers):
+                for key, held in slots.items():
+                    if id(held) in new:
+                        slots[key] = new[id(held)]  # type: ignore[assignment]
 
     def add_parameter(self, name: str, tensor: Tensor, *, requires_grad: bool = True) -> None:
         """Put a new parameter at a dotted name; modules on the way are made where they are missing."""

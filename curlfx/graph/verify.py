@@ -31,5 +31,5 @@ def is_dead(node: Node) -> bool:
 def _lint(traced: TracedModel) -> None:
     try:
         traced.graph.lint()
-    except Exception as cause:  # noqa: BLE001 - whatever lint finds
+    except Exception as cause:
         raise InvariantError(f"the graph is malformed: {cause}") from cause
