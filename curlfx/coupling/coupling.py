@@ -14,6 +14,7 @@ import torch
 from curlfx.coupling.keep import alive_mask
 from curlfx.coupling.propagate import Labelling, Unsupported
 from curlfx.coupling.resolve import Ints, Resolved
+from curlfx.errors import InvariantError
 from curlfx.graph.traced import TracedModel
 from curlfx.labels.arrays import Arrays, compress
 from curlfx.ops.call import Emission
@@ -116,6 +117,12 @@ class Coupling:
         """The group of that id. Raises: KeyError."""
         return self._by_id[name]
 
+    @property
+    def free_share(self) -> float:
+        """Share of the coupled channels among all channels that layers compute, in [0, 1]."""
+        stuck = sum(frozen.width for frozen in self.frozen)
+        return self.total / (self.total + stuck) if self.total else 0.0
+
     def labels(self, node: str) -> tuple[Ints, ...]:
         """Channel numbers of a node's output: arrays broadcastable to its shape; arrays that only say *stays* are left out.
 
@@ -126,6 +133,23 @@ class Coupling:
             arrays: Arrays = emission if isinstance(emission, tuple) else ()
             self._cache[node] = tuple(self._numbered(arrays))
         return self._cache[node]
+
+    def part_labels(self, node: str, count: int) -> list[tuple[Ints, ...]]:
+        """As :meth:`labels`, for each of the ``count`` outputs of a call with several."""
+        emission = self._raw.get(node, ())
+        if not isinstance(emission, list):
+            return [()] * count
+        return [tuple(self._numbered(arrays)) for arrays in emission]
+
+    def check(self, traced: TracedModel) -> None:
+        """Refuse a graph that is not the one this coupling was made for.
+
+        Raises: InvariantError naming the first node that is missing.
+        """
+        names = {node.name for node in traced.graph.nodes}
+        for name in self._places:
+            if name not in names:
+                raise InvariantError(f"node '{name}' of the coupling is not in this graph; couple the graph itself")
 
     def parameter_labels(self, name: str) -> tuple[Ints, ...]:
         """As :meth:`labels`, for a state-dict name; () where the graph does not read it."""

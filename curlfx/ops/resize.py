@@ -1,0 +1,225 @@
+"""How a call's literal arguments follow when tensors get narrower: sizes, split points, pads, groups, scales.
+
+Sizes that the graph computes depend on the batch only (everything else is a literal after export), so a size that
+changes is the old one times ``new / old``, which is exact for any batch.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from curlfx.labels.compact import Bools
+from curlfx.ops.joining import padding
+
+Shape = tuple[int, ...]
+Shapes = Callable[[Node], Shape]
+
+
+class Resizing:
+    """A call whose tensors change shape, and the means to rewrite it.
+
+    Args:
+        node: The call.
+        old: Shapes before (of any node).
+        new: Shapes after.
+        kept: ``(node, axis) ->`` which positions of that axis stay, ``(n,)`` bool.
+        parts: Shapes after, for the outputs of a call with several.
+    """
+
+    def __init__(
+        self, node: Node, old: Shapes, new: Shapes, kept: Callable[[Node, int], Bools], parts: Sequence[Shape]
+    ) -> None:
+        self.node = node
+        self.old = old
+        self.new = new
+        self.kept = kept
+        self.parts = parts
+        self.changed = False
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An argument by schema name, as written."""
+        index, found = self._find(name)
+        if index < len(self.node.args):
+            return self.node.args[index]
+        return self.node.kwargs.get(name, found.default_value if found.has_default_value() else default)
+
+    def set(self, name: str, value: Any) -> None:
+        """Write an argument by schema name."""
+        index, _ = self._find(name)
+        if index < len(self.node.args):
+            self.node.update_arg(index, value)
+        else:
+            self.node.update_kwarg(name, value)
+        self.changed = True
+
+    def has(self, name: str) -> bool:
+        """Whether the op's schema has that argument."""
+        return any(argument.name == name for argument in self.node.target._schema.arguments)  # type: ignore[union-attr]
+
+    def source(self) -> Node:
+        """The first tensor argument."""
+        return self.node.all_input_nodes[0]
+
+    def axis(self, name: str = "dim") -> int:
+        """An axis argument, non-negative for the first tensor."""
+        return int(self.get(name, 0)) % len(self.old(self.source()))
+
+    def sizes(self, name: str, old: Sequence[int], new: Sequence[int]) -> None:
+        """Rewrite a list of sizes entry by entry; -1 stays."""
+        written = list(self.get(name))
+        offset = len(written) - len(old)
+        result = list(written)
+        for index, (before, after) in enumerate(zip(old, new, strict=True)):
+            place = index + offset
+            if before != after and written[place] != -1:
+                result[place] = self._scaled(written[place], before, after)
+        if result != written:
+            self.set(name, result)
+
+    def _scaled(self, value: Any, before: int, after: int) -> Any:
+        if not isinstance(value, Node):
+            return after
+        graph = self.node.graph
+        with graph.inserting_before(self.node):
+            product = graph.call_function(operator.mul, (value, after))
+            return graph.call_function(operator.floordiv, (product, before))
+
+    def _find(self, name: str) -> tuple[int, Any]:
+        for index, argument in enumerate(self.node.target._schema.arguments):  # type: ignore[union-attr]
+            if argument.name == name:
+                return index, argument
+        raise KeyError(name)
+
+
+def output_sizes(call: Resizing) -> None:
+    """view, reshape, expand: the sizes written are the output's."""
+    for name in ("size", "shape"):
+        if call.has(name):
+            call.sizes(name, call.old(call.node), call.new(call.node))
+
+
+def unflattened(call: Resizing) -> None:
+    """unflatten: the sizes written are those of the new axes."""
+    axis, count = call.axis(), len(call.get("sizes"))
+    call.sizes("sizes", call.old(call.node)[axis : axis + count], call.new(call.node)[axis : axis + count])
+
+
+def bounds(call: Resizing) -> None:
+    """slice: start and end become the number of channels kept before them."""
+    axis = call.axis()
+    size = call.old(call.source())[axis]
+    if call.new(call.source())[axis] == size:
+        return
+    kept = call.kept(call.source(), axis)
+    for name in ("start", "end"):
+        written = call.get(name)
+        if isinstance(written, int) and written < size:
+            call.set(name, int(kept[: written if written >= 0 else max(size + written, 0)].sum()))
+
+
+def narrowed(call: Resizing) -> None:
+    """narrow: start and length follow the kept channels."""
+    axis, start = call.axis(), int(call.get("start"))
+    kept = call.kept(call.source(), axis)
+    if not kept.all():
+        call.set("start", int(kept[:start].sum()))
+        call.set("length", call.new(call.node)[axis])
+
+
+def parts(call: Resizing) -> None:
+    """split, chunk, tensor_split: parts get explicit, possibly uneven sizes."""
+    axis = call.axis()
+    if call.new(call.source())[axis] == call.old(call.source())[axis]:
+        return
+    sizes = [shape[axis] for shape in call.parts]
+    call.node.target = torch.ops.aten.split_with_sizes.default
+    call.node.args = (call.source(), sizes, axis)
+    call.node.kwargs = {}
+    call.changed = True
+
+
+def padded(call: Resizing) -> None:
+    """pad: padded channels are counted like any others."""
+    source, written = call.source(), list(call.get("pad"))
+    ndim = len(call.old(source))
+    result = list(written)
+    for axis, (before, after) in enumerate(padding(written, ndim)):
+        if call.new(call.node)[axis] == call.old(call.node)[axis] or (before, after) == (0, 0):
+            continue
+        kept = call.kept(call.node, axis)
+        place = 2 * (ndim - 1 - axis)
+        result[place] = int(kept[:before].sum())
+        result[place + 1] = int(kept[kept.size - after :].sum())
+    if result != written:
+        call.set("pad", result)
+
+
+def conv_groups(call: Resizing) -> None:
+    """Convolution: groups are input channels over channels per group (depthwise ones lose whole groups)."""
+    if int(call.get("groups", 1)) == 1:
+        return
+    channels, weight = call.new(call.get("input"))[1], call.new(call.get("weight"))
+    groups = channels // weight[1]
+    if groups != call.get("groups"):
+        call.set("groups", groups)
+
+
+def norm_shape(call: Resizing) -> None:
+    """layer_norm, rms_norm: the normalised shape is the input's trailing one."""
+    written = list(call.get("normalized_shape"))
+    new = list(call.new(call.get("input")))[-len(written) :]
+    if new != written:
+        call.set("normalized_shape", new)
+
+
+def norm_groups(call: Resizing) -> None:
+    """group_norm with one channel per group: groups follow the channels."""
+    old, new = call.old(call.source())[1], call.new(call.source())[1]
+    if call.get("num_groups") == old and new != old:
+        call.set("num_groups", new)
+
+
+def attention_scale(call: Resizing) -> None:
+    """scaled_dot_product_attention: the scale of the intact head dimension is kept."""
+    query = call.get("query")
+    old, new = call.old(query)[-1], call.new(query)[-1]
+    if old != new and call.get("scale") is None:
+        call.set("scale", 1 / math.sqrt(old))
+
+
+RESIZE: Mapping[str, Callable[[Resizing], None]] = {
+    "view": output_sizes,
+    "_unsafe_view": output_sizes,
+    "reshape": output_sizes,
+    "expand": output_sizes,
+    "unflatten": unflattened,
+    "slice": bounds,
+    "narrow": narrowed,
+    "split": parts,
+    "split_with_sizes": parts,
+    "chunk": parts,
+    "tensor_split": parts,
+    "pad": padded,
+    "constant_pad_nd": padded,
+    "conv1d": conv_groups,
+    "conv2d": conv_groups,
+    "conv3d": conv_groups,
+    "layer_norm": norm_shape,
+    "rms_norm": norm_shape,
+    "group_norm": norm_groups,
+    "scaled_dot_product_attention": attention_scale,
+}
+"""ATen op name to the rewrite of its literal arguments; ops that are not here have none that depend on channels."""
+
+
+def resize_for(target: Any) -> Callable[[Resizing], None] | None:
+    """The rewrite of an op's literals, or None where nothing has to follow."""
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+        return None
+    return RESIZE.get(target._schema.name.partition("::")[2])
