@@ -1,5 +1,6 @@
 """MACs and parameters per node, per coupling group and for any keep set."""
 
 from curlfx.cost.macs import macs, params
+from curlfx.cost.model import Cost, CostModel, Saving
 
-__all__ = ["macs", "params"]
+__all__ = ["Cost", "CostModel", "Saving", "macs", "params"]

@@ -8,14 +8,16 @@ channels go (the points of the box at which every operand is still there).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
-from curlfx.graph.shapes import shape_of
+from curlfx.graph import shape_of
 
 aten = torch.ops.aten
 
@@ -129,7 +131,7 @@ def product(left: fx.Node, right: fx.Node) -> tuple[Contraction, ...]:
     the axes that are not there.
     """
     a, b = shape_of(left), shape_of(right)
-    batch = torch.broadcast_shapes(a[:-2], b[:-2])
+    batch = np.broadcast_shapes(a[:-2], b[:-2])
     depth = len(batch)
     rows, columns = a[-2:-1], b[-1:] if len(b) > 1 else ()
     inner = depth + len(rows)
@@ -228,7 +230,7 @@ def _letters(term: str, ndim: int) -> list[str]:
     return [*before, *(f".{axis}" for axis in reversed(range(hidden))), *after]
 
 
-def _indexed(operands: Sequence[tuple[fx.Node, Sequence[str]]], box: Set[str] | None = None) -> Contraction:
+def _indexed(operands: Sequence[tuple[fx.Node, Sequence[str]]], box: AbstractSet[str] | None = None) -> Contraction:
     """A contraction given by index names; names outside ``box`` (None: all are in) are no axes of it."""
     sizes: dict[str, int] = {}
     for node, indices in operands:
@@ -262,7 +264,7 @@ def per_image(graph: fx.Graph) -> set[fx.Node]:
 def _keeps_batch(node: fx.Node) -> bool:
     """Whether a node that makes a number speaks of the batch: the size of axis 0, or arithmetic on such a size."""
     packet = getattr(node.target, "overloadpacket", None)
-    return packet is not aten.sym_size or node.args[1] == 0
+    return packet is not aten.sym_size or str(node.args[1]) == "0"
 
 
 CONTRACTIONS: Mapping[Any, Callable[[fx.Node], tuple[Contraction, ...]]] = {

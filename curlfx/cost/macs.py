@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from curlfx.cost.contraction import contractions, per_image
-from curlfx.graph.traced import TracedModel
+from curlfx.graph import TracedModel
 
 
 def macs(traced: TracedModel) -> dict[str, int]:
@@ -30,9 +30,7 @@ def params(traced: TracedModel) -> dict[str, int]:
 
     A parameter that the graph never reads (an auxiliary head that only training uses) does not ship and is left out.
     """
-    return {
-        name: tensor.numel() for name, tensor in tensors_read(traced).items() if isinstance(tensor, nn.Parameter)
-    }
+    return {name: tensor.numel() for name, tensor in tensors_read(traced).items() if isinstance(tensor, nn.Parameter)}
 
 
 def tensors_read(traced: TracedModel) -> dict[str, Tensor]:

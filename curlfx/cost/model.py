@@ -15,7 +15,7 @@ from curlfx.cost.counting import Box, Counts, Labels, Tally
 from curlfx.cost.macs import batch_size, tensors_read
 from curlfx.coupling import Coupling, GroupId
 from curlfx.errors import KeepError
-from curlfx.graph.traced import TracedModel
+from curlfx.graph import TracedModel
 
 Alive = npt.NDArray[np.bool_]
 

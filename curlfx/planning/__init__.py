@@ -1,1 +1,16 @@
-"""From scores and a target to a plan: which channels stay."""
+"""Plans: which channels stay, so that a target is met."""
+
+from curlfx.planning.choose import plan, plan_from_widths, resolve_round_to
+from curlfx.planning.slim_plan import Fingerprint, SlimPlan
+from curlfx.planning.target import Amount, Target, parse_targets
+
+__all__ = [
+    "Amount",
+    "Fingerprint",
+    "SlimPlan",
+    "Target",
+    "parse_targets",
+    "plan",
+    "plan_from_widths",
+    "resolve_round_to",
+]

@@ -98,7 +98,8 @@ class Vectors(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         matrix, vector = x[0, 0], x[0, 0, 0]
-        return torch.mv(matrix, vector), torch.dot(vector, vector), matrix @ vector, torch.addmv(vector[:4], matrix, vector)
+        added = torch.addmv(vector[:4], matrix, vector)
+        return torch.mv(matrix, vector), torch.dot(vector, vector), matrix @ vector, added
 
 
 def test_products_with_vectors() -> None:

@@ -1,0 +1,68 @@
+"""The criteria by name, and the one way to ask for them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from curlfx.coupling import Coupling, GroupId
+from curlfx.errors import ConfigError
+from curlfx.graph import TracedModel
+from curlfx.importance.data import ProxySet
+from curlfx.importance.kl import kl
+from curlfx.importance.magnitude import magnitude
+from curlfx.importance.request import Request
+from curlfx.importance.scores import Scores, Values
+from curlfx.progress import Progress
+
+Criterion = Callable[[Request], Mapping[GroupId, Values]]
+
+
+def random(request: Request) -> dict[GroupId, Values]:
+    """Uniform random scores in [0, 1), the control of every other criterion; a function of the seed and the groups."""
+    generator = np.random.default_rng(request.seed)
+    return {group.id: generator.random(group.width) for group in request.coupling.groups}
+
+
+CRITERIA: Mapping[str, Criterion] = {
+    "kl": kl,
+    "magnitude": magnitude,
+    "random": random,
+}
+"""What a criterion is called; each gives a score per coupled channel, higher stays."""
+
+
+def score(
+    traced: TracedModel,
+    coupling: Coupling,
+    importance: str = "kl",
+    data: Iterable[object] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    *,
+    criteria: Mapping[str, Criterion] = CRITERIA,
+) -> Scores:
+    """Score every coupled channel of a network, which is left exactly as it was.
+
+    Args:
+        traced: The dense network.
+        coupling: Its channels.
+        importance: A key of ``criteria``.
+        data: Batches of images, each a tensor, a sequence or a mapping that starts with one; what ``kl`` looks at.
+        seed: Of random criteria.
+        progress: Is told of every channel, with the time left.
+        criteria: Names and functions; pass a larger mapping to add one.
+
+    Raises: ConfigError for an unknown criterion; DataError when it wants images and gets none, or ones that do not fit;
+        PlanError when a score is not finite.
+    """
+    if importance not in criteria:
+        close = difflib.get_close_matches(importance, criteria, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"want one of {', '.join(sorted(criteria))}"
+        raise ConfigError(f"importance '{importance}' is not known: {hint}")
+    proxy = ProxySet(data)
+    values = criteria[importance](Request(traced, coupling, proxy, seed, progress))
+    details = {"seed": seed} | ({"images": proxy.images} if proxy.images else {})
+    return Scores(importance, values, details)

@@ -1,0 +1,59 @@
+"""The proxy set: images for scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sized
+
+import torch
+from torch import Tensor
+
+from curlfx.errors import DataError
+
+
+class ProxySet:
+    """Batches of images, read one at a time; labels beside them are ignored.
+
+    Args:
+        data: An iterable of batches (a data loader), one batch, or None.
+    """
+
+    def __init__(self, data: Iterable[object] | None) -> None:
+        self._data = [data] if isinstance(data, Tensor) else data
+        self.images = 0
+
+    @property
+    def count(self) -> int | None:
+        """Number of batches, None while the data does not say."""
+        return len(self._data) if isinstance(self._data, Sized) else None
+
+    def batches(self, device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
+        """The images, batch after batch, where and as the network wants them.
+
+        Raises: DataError when there are none, or when a batch does not start with a tensor of finite numbers.
+        """
+        if self._data is None:
+            raise DataError("data: none was given, and this criterion looks at images; pass batches of training images")
+        self.images = 0
+        for number, batch in enumerate(self._data):
+            images = _images(batch)
+            if images is None or images.ndim < 1 or not len(images):
+                raise DataError(f"data: batch {number} is a {type(batch).__name__}: want images first, in a tensor")
+            if images.is_floating_point():
+                images = images.to(device=device, dtype=dtype)
+                if not bool(torch.isfinite(images).all()):
+                    raise DataError(f"data: batch {number} has NaN or infinite values; clean the images")
+            self.images += len(images)
+            yield images.to(device)
+        if not self.images:
+            raise DataError("data: no batch in it; an iterator gives its batches only once")
+
+
+def _images(batch: object) -> Tensor | None:
+    while not isinstance(batch, Tensor):
+        if isinstance(batch, Mapping):
+            batch = next(iter(batch.values()), None)
+        elif isinstance(batch, tuple | list) and batch:
+            batch = batch[0]
+        else:
+            return None
+    return batch

@@ -1,0 +1,184 @@
+"""From scores and a target to a plan."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib.metadata
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+import torch
+
+from curlfx.cost import CostModel
+from curlfx.coupling import Coupling, GroupId
+from curlfx.errors import PlanError, TargetError
+from curlfx.graph import TracedModel
+from curlfx.importance.scores import Scores
+from curlfx.planning.budget import Ranking, Search
+from curlfx.planning.slim_plan import Fingerprint, SlimPlan
+from curlfx.planning.target import Amount, parse_targets
+from curlfx.planning.units import Ints, Units, kept_positions, make_units, rank_globally, rank_uniformly
+
+Allocation = Literal["global", "uniform"]
+HALF: Mapping[str, Amount] = {"macs": "50%"}
+
+ALLOCATIONS: Mapping[Allocation, Ranking] = {"global": rank_globally, "uniform": rank_uniformly}
+"""Who gives how much: one ranking over all groups, or the same share of every group."""
+
+
+def plan(
+    traced: TracedModel,
+    coupling: Coupling,
+    scores: Scores,
+    target: Mapping[str, Amount] = HALF,
+    *,
+    round_to: int | Literal["auto"] = "auto",
+    global_pruning: bool = True,
+    floor: float = 0.3,
+    allocation: Allocation = "global",
+    costs: CostModel | None = None,
+) -> SlimPlan:
+    """Choose the channels that stay, so that the slim network just meets the target.
+
+    Args:
+        traced: The dense network.
+        coupling: Its channels.
+        scores: What each channel is worth; the lowest go first.
+        target: Upper bounds on ``macs``, ``params``, ``padded_macs`` or ``size_mb``; all must hold. ``"50%"`` and 0.5
+            are shares of the dense network.
+        round_to: Kept widths become multiples of this, by giving back the best of the removed channels; ``"auto"``: 16
+            on a CPU with AVX-512, else 8. Groups that narrow take half of it, or a quarter and so on.
+        global_pruning: False is ``allocation="uniform"``.
+        floor: In [0, 1): a group gives no further channel once its kept share is below this.
+        allocation: ``"global"`` ranks the channels of all groups together (CURL); ``"uniform"`` takes the same share of
+            every group, the lowest scores first (a control).
+        costs: The network's cost model, if the caller has one.
+
+    Raises: TargetError for a target that means nothing; BudgetError for one that cannot be reached, with what stands
+        in the way; PlanError when the scores belong to another network.
+    Source: CURL (arXiv:1911.08114), index generation, with the number of removed channels found by bisection.
+    """
+    if allocation not in ALLOCATIONS:
+        raise PlanError(f"allocation = {allocation!r}: want one of {', '.join(ALLOCATIONS)}")
+    if not (_is_number(floor) and 0 <= floor < 1):
+        raise TargetError(f"floor = {floor!r}: want a share in [0, 1)")
+    allocation = allocation if global_pruning else "uniform"
+    step = resolve_round_to(round_to)
+    costs = costs or CostModel(traced, coupling)
+    units = make_units(coupling, scores)
+    targets = parse_targets(target, costs.dense)
+    search = Search(units, costs, targets, ALLOCATIONS[allocation], Fraction(str(floor)), step)
+    removed = search.removed(coupling)
+    return SlimPlan(
+        keep=kept_positions(coupling, units, removed),
+        target=dict(target),
+        importance=scores.criterion,
+        allocation=allocation,
+        floor=float(floor),
+        round_to=step,
+        before=costs.dense,
+        after=costs.evaluate(units.alive(removed)),
+        fingerprint=Fingerprint.of(traced, coupling),
+        provenance=_provenance(scores),
+    )
+
+
+def plan_from_widths(
+    traced: TracedModel,
+    coupling: Coupling,
+    scores: Scores,
+    widths: Mapping[str, int | float | str],
+    *,
+    costs: CostModel | None = None,
+) -> SlimPlan:
+    """A plan with given widths; the best-scored channels of each group (of each of its blocks) stay.
+
+    Args:
+        traced: The dense network.
+        coupling: Its channels.
+        scores: What each channel is worth.
+        widths: Kept channels by group id or pattern (``"layer1.*"``), as a number, or as a share of the group (``0.5``,
+            ``"50%"``), rounded up to what its blocks allow. A full id goes before patterns, later patterns before
+            earlier ones; groups that no entry names stay whole.
+        costs: The network's cost model, if the caller has one.
+
+    Raises: PlanError for a name that fits no group, or a width that the group cannot have.
+    """
+    costs = costs or CostModel(traced, coupling)
+    units = make_units(coupling, scores)
+    removed = _removed_for(widths, units)
+    return SlimPlan(
+        keep=kept_positions(coupling, units, removed),
+        target={},
+        importance=scores.criterion,
+        allocation="widths",
+        floor=0.0,
+        round_to=1,
+        before=costs.dense,
+        after=costs.evaluate(units.alive(removed)),
+        fingerprint=Fingerprint.of(traced, coupling),
+        provenance=_provenance(scores),
+    )
+
+
+def resolve_round_to(round_to: int | Literal["auto"]) -> int:
+    """The number behind ``round_to``: ``"auto"`` is the floats in a vector register of this CPU, at least 8.
+
+    Raises: TargetError for anything but ``"auto"`` and whole numbers from 1.
+    """
+    if round_to == "auto":
+        return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability().upper() else 8
+    if not (_is_number(round_to) and int(round_to) == round_to >= 1):
+        raise TargetError(f"round_to = {round_to!r}: want 'auto' or a whole number of at least 1")
+    return int(round_to)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _provenance(scores: Scores) -> dict[str, int | str]:
+    return {
+        "curlfx": importlib.metadata.version("curlfx"),
+        "torch": str(torch.__version__),
+        **{name: int(number) for name, number in scores.details.items()},
+    }
+
+
+def _removed_for(widths: Mapping[str, int | float | str], units: Units) -> Ints:
+    chosen: dict[GroupId, int | float | str] = {}
+    for name, width in widths.items():
+        matched = [name] if name in units.ids else [group for group in units.ids if fnmatch.fnmatchcase(group, name)]
+        if not matched:
+            close = difflib.get_close_matches(name, units.ids, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise PlanError(f"widths['{name}']: no free coupling group has this name{hint}")
+        chosen.update({group: width for group in matched if group not in widths or group == name})
+    removed = np.zeros_like(units.sizes)
+    for position, group in enumerate(units.ids):
+        if group in chosen:
+            size, blocks = int(units.sizes[position]), int(units.blocks[position])
+            removed[position] = size - _kept_units(group, chosen[group], size, blocks)
+    return removed
+
+
+def _kept_units(group: GroupId, width: float | str, size: int, blocks: int) -> int:
+    """Kept units of one group of ``size`` units of ``blocks`` channels each. Raises: PlanError."""
+    full = size * blocks
+    if isinstance(width, int) and not isinstance(width, bool):
+        kept, rest = divmod(width, blocks)
+        if rest or not 1 <= kept <= size:
+            among = f"multiples of {blocks} (it has {blocks} equal blocks) " if blocks > 1 else ""
+            raise PlanError(f"widths['{group}'] = {width}: want {among}in [{blocks}, {full}]")
+        return kept
+    try:
+        text = str(width).strip()
+        share = Fraction(text.removesuffix("%").strip()) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = Fraction(0)
+    if isinstance(width, bool) or not 0 < share <= 1:
+        raise PlanError(f"widths['{group}'] = {width!r}: want a number of channels, or a share like 0.5 or '50%'")
+    return -int(-share * size // 1)

@@ -1,0 +1,161 @@
+"""Removal units: what goes in one step, in which order, and how far."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from curlfx.coupling import Coupling, Group, GroupId
+from curlfx.errors import InvariantError
+from curlfx.importance.scores import Scores
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The removal units of a network, group after group, lowest score first inside each.
+
+    A unit is one channel; of a group with blocks it is one channel of every block, the ``r``-th lowest of each. So what
+    a plan removes from a group is always its first few units, and a plan is one number per group.
+
+    Attributes:
+        ids: Group ids.
+        sizes: Units of each group, ``(G,)``.
+        blocks: Channels in a unit of each group, ``(G,)``.
+        group: Group of each unit, ``(U,)``.
+        rank: Position of each unit in its group, ``(U,)``.
+        score: Score of each unit, the mean over its channels, ``(U,)``.
+        channels: Global number of each channel, ``(N,)``.
+        channel_group: Its group, ``(N,)``.
+        channel_rank: Rank of its unit, ``(N,)``.
+    """
+
+    ids: tuple[GroupId, ...]
+    sizes: Ints
+    blocks: Ints
+    group: Ints
+    rank: Ints
+    score: Floats
+    channels: Ints
+    channel_group: Ints
+    channel_rank: Ints
+
+    def alive(self, removed: Ints) -> npt.NDArray[np.bool_]:
+        """Living channels ``(N + 1,)`` after the first ``removed`` ``(G,)`` units of every group went."""
+        alive = np.ones(self.channels.size + 1, bool)
+        alive[self.channels[self.channel_rank < removed[self.channel_group]]] = False
+        return alive
+
+    def caps(self, floor: Fraction) -> Ints:
+        """Most units that may go, ``(G,)``: one goes only while the kept share is at least ``floor``; one always stays.
+
+        Source: CURL (arXiv:1911.08114), index generation: the check precedes the removal, so of 64 channels 19 are
+        left at 0.3.
+        """
+        allowed = self.sizes * (floor.denominator - floor.numerator) // floor.denominator + 1
+        caps: Ints = np.clip(allowed, 0, self.sizes - 1)
+        return caps
+
+    def steps(self, round_to: int) -> Ints:
+        """Kept units of each group come in multiples of this, ``(G,)``, so that kept channels do of ``round_to``.
+
+        A group that is no wider than ``round_to`` would have no choice at all; it takes the half of it, or the quarter
+        and so on, that leaves one.
+        """
+        steps = np.ones_like(self.sizes)
+        for position, (size, blocks) in enumerate(zip(self.sizes.tolist(), self.blocks.tolist(), strict=True)):
+            step = round_to
+            while step // math.gcd(blocks, step) >= size and step % 2 == 0:
+                step //= 2
+            steps[position] = step // math.gcd(blocks, step)
+        return steps
+
+    def rounded(self, removed: Ints, steps: Ints) -> Ints:
+        """``removed`` after the best units were given back until kept units are multiples of ``steps``, or all."""
+        kept = -(-(self.sizes - removed) // steps) * steps
+        rounded: Ints = self.sizes - np.minimum(kept, self.sizes)
+        return rounded
+
+
+def make_units(coupling: Coupling, scores: Scores) -> Units:
+    """The removal units of all groups. Raises: PlanError when the scores are for other groups."""
+    scores.check(coupling)
+    groups = coupling.groups
+    sizes, blocks, unit_scores, ranks = [], [], [], []
+    for group in groups:
+        channel_rank, score = _group_units(group, scores.values[group.id])
+        sizes.append(score.size)
+        blocks.append(group.width // score.size)
+        unit_scores.append(score)
+        ranks.append(channel_rank)
+    size = np.array(sizes, np.int64)
+    widths = np.array([group.width for group in groups], np.int64)
+    numbers = np.arange(len(groups), dtype=np.int64)
+    return Units(
+        ids=tuple(group.id for group in groups),
+        sizes=size,
+        blocks=np.array(blocks, np.int64),
+        group=np.repeat(numbers, size),
+        rank=_joined([np.arange(count) for count in sizes]),
+        score=np.concatenate([*unit_scores, np.zeros(0)]),
+        channels=_joined([np.asarray(group.channels) for group in groups]),
+        channel_group=np.repeat(numbers, widths),
+        channel_rank=_joined(ranks),
+    )
+
+
+def _joined(parts: list[Ints]) -> Ints:
+    return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
+
+
+def _group_units(group: Group, scores: Floats) -> tuple[Ints, Floats]:
+    """Rank of every channel's unit ``(width,)``, and the scores of the units, ascending."""
+    blocks = np.zeros(group.width, np.int64) if group.blocks is None else np.asarray(group.blocks, np.int64)
+    counts = np.bincount(blocks)
+    if (counts != counts[0]).any():
+        raise InvariantError(f"group '{group.id}': blocks of unequal size {counts.tolist()}")
+    order = np.lexsort((np.arange(group.width), scores, blocks))
+    rank = np.empty(group.width, np.int64)
+    rank[order] = np.tile(np.arange(counts[0]), counts.size)
+    return rank, scores[order].reshape(counts.size, counts[0]).mean(axis=0)
+
+
+def kept_positions(coupling: Coupling, units: Units, removed: Ints) -> dict[GroupId, tuple[int, ...]]:
+    """Kept positions of every group that loses channels."""
+    alive = units.alive(removed)
+    return {
+        group.id: tuple(np.flatnonzero(alive[group.channels]).tolist())
+        for group, gone in zip(coupling.groups, removed.tolist(), strict=True)
+        if gone
+    }
+
+
+def rank_globally(units: Units, caps: Ints) -> tuple[Ints, Ints]:
+    """All removable units of all groups in one row, lowest score first, ties by (group, channel).
+
+    Returns: the group of each, ``(K,)``, and where one may stop, ascending.
+    Source: CURL (arXiv:1911.08114), index generation; no normalisation by layer or MACs.
+    """
+    return _ranked(units, caps, units.score, np.ones(units.score.size, bool))
+
+
+def rank_uniformly(units: Units, caps: Ints) -> tuple[Ints, Ints]:
+    """All removable units in the order in which a ratio that grows in every group alike takes them.
+
+    Returns: as `rank_globally`; one may stop only where all groups have given their share.
+    """
+    share = (units.rank + 1) / units.sizes[units.group]
+    return _ranked(units, caps, share, np.zeros(share.size, bool))
+
+
+def _ranked(units: Units, caps: Ints, key: Floats, stops: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    order = np.lexsort((units.rank, units.group, key))
+    order = order[units.rank[order] < caps[units.group[order]]]
+    last = np.append(key[order][1:] != key[order][:-1], True)[: order.size]
+    return units.group[order], np.flatnonzero(stops[order] | last) + 1
