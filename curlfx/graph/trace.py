@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,13 +42,12 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, dynamic
     for name in (*model._modules, *model._parameters, *model._buffers):
         if name in _RESERVED:
             raise TraceError(f"the model's '{name}' has the name of an attribute of torch.fx.GraphModule; rename it")
-    if dynamic_batch:
-        inputs = _doubled(inputs)
     with _exporting(model) as frozen:
-        _materialise(model, inputs)
-        program, static = _exported(model, inputs, dynamic_batch)
-        module, notes = _unlifted(program, model, frozen)
-    traced = TracedModel(module, inputs, (*static, *notes), dynamic_batch and not static)
+        if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+            _try_forward(model, inputs)  # which gives lazy parameters their shapes
+        export = _exported(model, inputs, dynamic_batch)
+        module, notes = _unlifted(export.program, model, frozen)
+    traced = TracedModel(module, export.inputs, (*export.notes, *notes), export.dynamic_batch)
     try:
         propagate(traced)
     except InvariantError as cause:
@@ -92,40 +92,53 @@ def _exporting(model: nn.Module) -> Iterator[frozenset[str]]:
             module.training = mode
 
 
-def _materialise(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Run a model with lazy parameters once, so that these get their shapes."""
-    if any(is_lazy(p) for p in [*model.parameters(), *model.buffers()]):
-        _try_forward(model, inputs)
+@dataclass(frozen=True)
+class _Export:
+    program: ExportedProgram
+    inputs: tuple[Any, ...]
+    dynamic_batch: bool
+    notes: tuple[str, ...] = ()
 
 
-def _exported(model: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> tuple[ExportedProgram, tuple[str, ...]]:
+def _exported(model: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> _Export:
+    """Export with a free batch size if one is wanted and allowed, with the example's otherwise."""
     batch = _batch(inputs)
-    refusal = None
+    note = ""
     if dynamic and batch is not None:
-        shapes = ShapesCollection()  # type: ignore[no-untyped-call]
-        for leaf in pytree.tree_leaves(inputs):
-            if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch:
-                shapes[leaf] = {0: Dim.DYNAMIC}
+        doubled = _doubled(inputs)
         try:
-            return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False), ()
-        except Exception as error:  # noqa: BLE001 - export raises what the model's own code raises
-            refusal = error
+            return _Export(_exported_dynamic(model, doubled), doubled, True)
+        except Exception as refusal:  # noqa: BLE001 - export raises what the model's own code raises
+            place = raised_at(refusal.__traceback__)
+            note = f"the batch size is fixed at {batch}: the network does not allow a free one" + f" ({place})" * bool(
+                place
+            )
     try:
-        program = torch.export.export(model, inputs, strict=False)
+        program = torch.export.export(model, _fresh(inputs), strict=False)
     except Exception as error:
         _try_forward(model, inputs)
         raise _refused(error) from error
-    if refusal is None:
-        return program, ()
-    place = raised_at(refusal.__traceback__)
-    note = f"the batch size is fixed at {batch}: the network does not allow a free one"
-    return program, (f"{note} ({place})" if place else note,)
+    return _Export(program, inputs, False, (note,) if note else ())
+
+
+def _exported_dynamic(model: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
+    inputs = _fresh(inputs)
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    for leaf in pytree.tree_leaves(inputs):
+        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == _batch(inputs):
+            shapes[leaf] = {0: Dim.DYNAMIC}
+    return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+
+
+def _fresh(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copies: export marks the axes it was told are dynamic on the tensors themselves."""
+    return pytree.tree_map_only(Tensor, torch.clone, inputs)  # type: ignore[no-any-return]
 
 
 def _try_forward(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     try:
         with torch.no_grad():
-            model(*inputs)
+            model(*_fresh(inputs))
     except Exception as error:
         place = raised_at(error.__traceback__)
         raise TraceError(
