@@ -30,20 +30,23 @@ def normalise_over_kept(
         What stands in for each normalisation now, by its node's name.
     """
     replaced: dict[str, Node] = {}
+    original: dict[Node, str] = {}
     for node in list(graph.graph.nodes):
         kind = _NAMES.get(getattr(getattr(node.target, "_schema", None), "name", ""))
         if node.op != "call_function" or kind is None:
             continue
         source = node.args[0]
-        if not coupling.labels(source.name):
+        label = original.get(source, source.name)
+        if not coupling.labels(label):
             continue
-        factors = masks(source.name)
+        factors = masks(label)
         with graph.graph.inserting_before(node):
             build = _group if kind == "group" else _trailing
             result = build(graph.graph, node, source, factors, kind)
         node.replace_all_uses_with(result)
         graph.graph.erase_node(node)
         replaced[node.name] = result
+        original[result] = node.name
     return replaced
 
 
