@@ -6,12 +6,17 @@ import difflib
 import importlib
 import importlib.util
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 from curlfx.errors import UsageError
+
+NOT_THE_USERS = ("<", sysconfig.get_path("stdlib"), str(Path(__file__).resolve().parents[1]))
+"""How the file names of generated code, of Python and of curlfx begin."""
 
 
 def load_attribute(spec: str, error: type[UsageError]) -> object:
@@ -77,10 +82,9 @@ def describe(error: BaseException) -> str:
     """Return the type and the first line of the message of ``error``, and the user's line that raised it, if any."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    step, place = error.__traceback__, ""
-    while step is not None:
-        name = step.tb_frame.f_code.co_filename
-        if not any(part in name for part in ("<frozen", "/importlib/", "/curlfx/", "/site-packages/")):
-            place = f" ({Path(name).name}:{step.tb_lineno})"
-        step = step.tb_next
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if not file.startswith(NOT_THE_USERS) and "site-packages" not in file:
+            place = f" ({Path(file).name}:{line})"
     return text + place

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from curlfx.errors import WeightsError
-from curlfx.sources.factory import did_you_mean
+from curlfx.sources.factory import describe, did_you_mean
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -80,27 +82,26 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as cause:
-        raise WeightsError(f"{path} is no readable safetensors file: {cause}") from cause
+        raise WeightsError(f"{path} is no readable safetensors file: {describe(cause)}") from cause
 
 
 def _read_pickle(path: Path) -> object:
     try:
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that torch did not write; they are refused or they load
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as cause:
-        raise WeightsError(
-            f"{path} holds more than weights, and reading it would execute code ({_refused(cause)}); "
-            "save model.state_dict() instead, best as .safetensors"
-        ) from cause
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as cause:
-        raise WeightsError(f"{path} is no readable torch file: {type(cause).__name__}: {cause}") from cause
+        raise WeightsError(f"{path} {_refused(str(cause))}; save model.state_dict(), best as .safetensors") from cause
+    except Exception as cause:  # a damaged pickle raises whatever its bytes run into
+        raise WeightsError(f"{path} is no readable torch file: {describe(cause)}") from cause
     return content
 
 
-def _refused(error: Exception) -> str:
-    for line in str(error).splitlines():
-        if "GLOBAL" in line or "Unsupported" in line:
-            return line.strip().removeprefix("WeightsUnpickler error: ").rstrip(".")
-    return type(error).__name__
+def _refused(message: str) -> str:
+    code = re.search(r"GLOBAL ([\w.]+)", message)
+    if code is not None:
+        return f"holds more than weights: reading it would execute code ({code[1]})"
+    return "was not written by torch.save or is damaged, and reading it further could execute code"
 
 
 def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
