@@ -41,7 +41,7 @@ def couple(
     sites = _sites(labelling)
     members = _classes(sites, resolved)
     groups, channel_of = _groups(sites, members, resolved)
-    return Coupling(traced, labelling, resolved, groups, _frozen(sites, resolved), channel_of)
+    return Coupling(traced, labelling, groups, _frozen(sites, resolved), channel_of)
 
 
 def _freeze_named(pattern: str, names: Sequence[str], labelling: Labelling) -> None:

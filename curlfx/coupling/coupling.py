@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+import networkx
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from curlfx.coupling.keep import alive_mask
+from curlfx.coupling.network import Step, network, path
 from curlfx.coupling.propagate import Labelling, Unsupported
-from curlfx.coupling.resolve import Ints, Resolved
+from curlfx.coupling.resolve import Ints
 from curlfx.errors import InvariantError
 from curlfx.graph.traced import TracedModel
 from curlfx.labels.arrays import Arrays, compress
 from curlfx.ops.call import Emission
-
-if TYPE_CHECKING:
-    import networkx
-
-    from curlfx.coupling.network import Step
 
 GroupId = str
 
@@ -91,7 +87,6 @@ class Coupling:
         self,
         traced: TracedModel,
         labelling: Labelling,
-        resolved: Resolved,
         groups: tuple[Group, ...],
         frozen: tuple[Frozen, ...],
         channel_of: Ints,
@@ -103,7 +98,6 @@ class Coupling:
         self.total = sum(group.width for group in groups)
         self._channel_of = channel_of
         self._labelling = labelling
-        self._resolved = resolved
         self._by_id = {group.id: group for group in groups}
         self._raw: dict[str, Emission] = {node.name: value for node, value in labelling.emissions.items()}
         self._places = {node.name: node for node in traced.graph.nodes}
@@ -168,17 +162,13 @@ class Coupling:
     @cached_property
     def graph(self) -> networkx.MultiGraph[str]:
         """Sites and joins as nodes, ties as edges (``node``, ``where``, ``channels``)."""
-        from curlfx.coupling.network import network
-
-        return network(self._labelling, self._resolved, self._channel_of, self._places)
+        return network(self._labelling, self._channel_of, self._places)
 
     def why(self, a: str, b: str) -> list[Step]:
         """The shortest chain of ties between two sites (parameter name, or ``name[axis]``).
 
         Raises: KeepError for a site that does not exist, or two sites that share no coupled channel.
         """
-        from curlfx.coupling.network import path
-
         return path(self.graph, a, b)
 
     def _numbered(self, arrays: Arrays) -> list[Ints]:

@@ -66,6 +66,7 @@ class LabelStore:
         producers: Labels that some layer computes (the output axis of a contraction's weight, an embedding's rows).
         statistics: Labels that a normalisation averages over (LayerNorm, GroupNorm).
         retired: Labels of axes that got an array of another shape (``relabelled``, by parameter name); they name nothing.
+        attached: Retired labels beside the labels that took their place, for explanations only.
         reads: ``(node, input)`` pairs: at that node, that input is summed over channels; gates go there.
     """
 
@@ -77,6 +78,7 @@ class LabelStore:
     statistics: list[Tensor] = field(default_factory=list)
     reads: list[tuple[str, str]] = field(default_factory=list)
     retired: list[Tensor] = field(default_factory=list)
+    attached: list[Tie] = field(default_factory=list)
     relabelled: dict[str, tuple[Tensor, ...] | list[tuple[Tensor, ...]]] = field(default_factory=dict)
     size: int = 1
 

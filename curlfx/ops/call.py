@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from curlfx.labels.arrays import Arrays, support
-from curlfx.labels.store import LabelStore
+from curlfx.labels.store import LabelStore, Tie
 
 Emission = Arrays | list[Arrays]
 """Label arrays of a node's output: a tuple for one tensor, a list of tuples for several."""
@@ -121,6 +121,8 @@ class OpCall:
                 known = True
             if support(array) == (axis,):
                 self.store.retired.append(array.reshape(-1))
+                old, new = torch.broadcast_tensors(array, matrix)
+                self.store.attached.append(Tie(old.reshape(-1), new.reshape(-1), self.node.name))
             else:
                 kept.append(array)
         self._emissions[node] = tuple(kept) if known else (*kept, matrix)

@@ -1,0 +1,28 @@
+"""Carry out a plan."""
+
+from __future__ import annotations
+
+from curlfx.coupling import Coupling, couple
+from curlfx.graph.traced import TracedModel
+from curlfx.passes.pipeline import run
+from curlfx.passes.slim import Slim
+from curlfx.planning.slim_plan import SlimPlan
+
+
+def slim(traced: TracedModel, plan: SlimPlan, coupling: Coupling | None = None) -> TracedModel:
+    """The network without the channels that the plan leaves out; the input stays as it is.
+
+    Args:
+        traced: The dense network, or another of the same architecture.
+        plan: From :func:`curlfx.plan` or a JSON file.
+        coupling: The coupling the plan was made with, needed where it was made with ``frozen`` names or own rules;
+            otherwise it is found again.
+
+    Returns:
+        A trainable network of its own weights, with the original state-dict keys.
+
+    Raises: PlanError when the plan is for another network.
+    """
+    coupling = coupling or couple(traced)
+    plan.check(traced, coupling)
+    return run(traced, [Slim(coupling, plan.keep)])[0]
