@@ -47,6 +47,8 @@ def image_folder(request: DataRequest) -> DataSource:
     Without ``test`` the images in ``val`` are the test images. Images up to 64 x 64 stay in memory, decoded.
     Raises: DataError when a folder is missing or a class is empty; later, naming the file, when an image is damaged.
     """
+    if not request.where:
+        raise DataError(f"data {request.name}: want imagefolder:DIR, with DIR/train/<class>/*.jpg and DIR/test")
     root = Path(request.where)
     if not root.is_dir():
         raise DataError(f"data {request.name}: no folder {root}")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -172,8 +173,8 @@ class Loader:
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of one epoch; different for every pair of numbers below 2**31."""
-    return (seed % 2**31) * 2**31 + epoch
+    """Return the seed of one epoch, below 2**32: torch's generator on the CPU reads no more bits than these."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
 def balanced(labels: Tensor, limit: int) -> Tensor:

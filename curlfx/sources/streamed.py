@@ -47,7 +47,7 @@ class StreamedImages:
         The seed of an image's random changes depends on ``seed`` and its place in ``order``, not on the worker.
         """
         count = sum(len(indices) for indices in order)
-        drawn = torch.randint(2**62, (count,), generator=torch.Generator().manual_seed(seed))
+        drawn = torch.randint(2**32, (count,), generator=torch.Generator().manual_seed(seed))
         seeds = iter(drawn.tolist())
         items = [[(int(self.positions[index]), next(seeds)) for index in indices] for indices in order]
         loader: DataLoader[Any] = DataLoader(
