@@ -1,1 +1,73 @@
-"""curlfx."""
+"""Make trained networks physically narrower: trace, couple, score, plan, slim, verify, export, measure.
+
+The names of `EXPORTS` are loaded when they are first used, so that ``import curlfx`` and the command line start at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from curlfx.coupling import Coupling as Coupling
+    from curlfx.coupling import couple as couple
+    from curlfx.deploy import bench as bench
+    from curlfx.deploy import export_onnx as export_onnx
+    from curlfx.errors import CurlfxError as CurlfxError
+    from curlfx.graph import TracedModel as TracedModel
+    from curlfx.graph import show as show
+    from curlfx.graph import trace as trace
+    from curlfx.importance import Scores as Scores
+    from curlfx.importance import score as score
+    from curlfx.planning import SlimPlan as SlimPlan
+    from curlfx.planning import plan as plan
+    from curlfx.planning.apply import slim as slim
+    from curlfx.recovery import evaluate as evaluate
+    from curlfx.recovery import recover as recover
+    from curlfx.run.runner import run as run
+    from curlfx.sources import load_data as load_data
+    from curlfx.sources import load_model as load_model
+    from curlfx.sources import load_weights as load_weights
+
+__version__ = "0.1.0"
+
+EXPORTS: Mapping[str, str] = MappingProxyType(
+    {
+        "Coupling": "curlfx.coupling",
+        "CurlfxError": "curlfx.errors",
+        "Scores": "curlfx.importance",
+        "SlimPlan": "curlfx.planning",
+        "TracedModel": "curlfx.graph",
+        "bench": "curlfx.deploy",
+        "couple": "curlfx.coupling",
+        "evaluate": "curlfx.recovery",
+        "export_onnx": "curlfx.deploy",
+        "load_data": "curlfx.sources",
+        "load_model": "curlfx.sources",
+        "load_weights": "curlfx.sources",
+        "plan": "curlfx.planning",
+        "recover": "curlfx.recovery",
+        "run": "curlfx",  # the package curlfx.run, which can be called
+        "score": "curlfx.importance",
+        "show": "curlfx.graph",
+        "slim": "curlfx.planning.apply",
+        "trace": "curlfx.graph",
+    }
+)
+"""Public name to the module that has it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in EXPORTS:
+        raise AttributeError(f"module 'curlfx' has no attribute {name!r}")
+    if name == "run":
+        return importlib.import_module("curlfx.run")
+    found = getattr(importlib.import_module(EXPORTS[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *EXPORTS})
