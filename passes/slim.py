@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from curlfx.coupling import Coupling, GroupId
+from curlfx.coupling.constants import Constants
 from curlfx.errors import InvariantError
 from curlfx.graph.shapes import shape_of
 from curlfx.graph.traced import TracedModel
@@ -48,7 +50,7 @@ class Slim(Pass):
         new = {node: kept_shape(shape, self.coupling.labels(node.name), alive) for node, shape in old.items()}
         for node in list(graph.graph.nodes):
             if node.op == "call_function":
-                self._resize(node, old, new, alive)
+                self._resize(graph, node, old, new, alive)
         for name in dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "get_attr"):
             self._gather(graph, name, alive)
         graph.recompile()
@@ -63,8 +65,8 @@ class Slim(Pass):
                 want = kept_shape(shape_of(dense[node.name]), self.coupling.labels(node.name), alive)
                 if shape_of(node) != want:
                     raise InvariantError(
-                        f"after slim: node '{node.name}' ({node.target}) has shape {shape_of(node)}, its labels say {want}; "
-                        "a bug in this pass, please report it with the network"
+                        f"after slim: node '{node.name}' ({node.target}) has shape {shape_of(node)}, "
+                        f"its labels say {want}; a bug in this pass, please report it with the network"
                     )
 
     def _gather(self, graph: TracedModel, name: str, alive: Bools) -> None:
@@ -76,7 +78,12 @@ class Slim(Pass):
             graph.set_parameter(name, kept)
 
     def _resize(
-        self, node: Node, old: Mapping[Node, tuple[int, ...]], new: Mapping[Node, tuple[int, ...]], alive: Bools
+        self,
+        graph: TracedModel,
+        node: Node,
+        old: Mapping[Node, tuple[int, ...]],
+        new: Mapping[Node, tuple[int, ...]],
+        alive: Bools,
     ) -> None:
         rewrite = resize_for(node.target)
         if rewrite is None:
@@ -86,12 +93,17 @@ class Slim(Pass):
             found = kept_along(old[of], self.coupling.labels(of.name), alive, axis)
             return np.asarray(found.reshape(-1, old[of][axis])[0])
 
+        def renumber(index: Node, change: Callable[[Tensor], Tensor]) -> Node:
+            name = f"curlfx_index_{node.name}"
+            graph.add_buffer(name, change(Constants(graph)(index).cpu()))
+            return graph.node_of(name)
+
         value = node.meta["val"]
         shapes = []
         if isinstance(value, (tuple, list)):
             for part, arrays in zip(value, self.coupling.part_labels(node.name, len(value)), strict=True):
                 shapes.append(kept_shape(tuple(part.shape), arrays, alive))
-        rewrite(Resizing(node, old.__getitem__, new.__getitem__, kept, shapes))
+        rewrite(Resizing(node, old.__getitem__, new.__getitem__, kept, shapes, renumber))
 
 
 def _is_tensor(node: Node) -> bool:

@@ -19,10 +19,11 @@ from curlfx.graph.inline import inline
 from curlfx.graph.notes import lost_in_eval, unused_parameters
 from curlfx.graph.provenance import annotate, modules_in_eval
 from curlfx.graph.shapes import propagate
+from curlfx.graph.shuffle import name_shuffles
 from curlfx.graph.source import raised_at
 from curlfx.graph.traced import TracedModel, TracedModule, owner_of, tree
 
-_RESERVED = frozenset(dir(GraphModule))
+_RESERVED = frozenset(dir(GraphModule)) | {"meta", "shape_env"}
 
 
 def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, dynamic_batch: bool = True) -> TracedModel:
@@ -50,6 +51,7 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, dynamic
     traced = TracedModel(module, export.inputs, (*export.notes, *notes), export.dynamic_batch)
     try:
         propagate(traced)
+        name_shuffles(traced)
     except InvariantError as cause:
         raise TraceError(f"the exported graph cannot be run on shapes alone: {cause}") from cause
     return traced
@@ -77,6 +79,7 @@ def _doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 @contextlib.contextmanager
 def _exporting(model: nn.Module) -> Iterator[frozenset[str]]:
     """Put the model in eval mode for a while; gives the names of the modules that stay in eval when it trains."""
+    was_training = model.training
     modes = [(module, module.training) for module in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -86,8 +89,12 @@ def _exporting(model: nn.Module) -> Iterator[frozenset[str]]:
             frozen = modules_in_eval(model)
             model.eval()
             yield frozen
+    except NotImplementedError as error:
+        raise TraceError(f"the model refuses to change its mode: {error}; trace the module it was made from") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+        if was_training:
+            model.train()  # which does whatever the model does beside setting the flags
         for module, mode in modes:
             module.training = mode
 

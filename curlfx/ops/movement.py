@@ -67,11 +67,19 @@ def parted(call: OpCall) -> Emission:
 
 
 def indexed(call: OpCall) -> Arrays:
-    """Labels of index, index_select, gather with constant indices: indexed channels stay, the others pass.
+    """Labels of index and index_select: a constant list of positions along one axis is followed (and renumbered later).
+
+    Channels indexed in any other way stay; other axes pass.
 
     Shapes: input any; each index a constant integer tensor, or None for an axis that is not indexed.
     """
     source = call.tensors()[0]
+    followed = followed_axis(call.node)
+    if followed is not None and call.constant(followed[1]) is not None:
+        axis = followed[0] % len(call.shape(source))
+        arrays = call.arrays(source)
+        single = [call.project(array, (axis,)) if axis in support(array) else array for array in arrays]
+        return tuple(_run(call, array) for array in single)
     axes = _indexed_axes(call, source)
     arrays = call.arrays(source)
     for other in call.tensors()[1:]:
@@ -85,6 +93,21 @@ def indexed(call: OpCall) -> Arrays:
         call.freeze(passing, "picked by a computed index")
         return ()
     return tuple(_run(call, array) for array in passing)
+
+
+def followed_axis(node: Node) -> tuple[int, Node] | None:
+    """Axis and index of an ``index_select``, or an ``index`` by one integer vector; None for any other indexing."""
+    indices = node.args[1] if node.target is torch.ops.aten.index.Tensor else None
+    if node.target is torch.ops.aten.index_select.default:
+        axis, index = node.args[1], node.args[2]
+    elif isinstance(indices, (list, tuple)) and sum(item is not None for item in indices) == 1:
+        axis, index = next((place, item) for place, item in enumerate(indices) if item is not None)
+    else:
+        return None
+    value = index.meta.get("val") if isinstance(index, Node) else None
+    if not isinstance(axis, int) or not isinstance(value, Tensor) or value.ndim != 1 or value.dtype == torch.bool:
+        return None
+    return axis, index
 
 
 def rolled(call: OpCall) -> Arrays:

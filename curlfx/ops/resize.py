@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from curlfx.labels.compact import Bools
 from curlfx.ops.joining import padding
+from curlfx.ops.movement import followed_axis
 
 Shape = tuple[int, ...]
 Shapes = Callable[[Node], Shape]
@@ -30,16 +32,24 @@ class Resizing:
         new: Shapes after.
         kept: ``(node, axis) ->`` which positions of that axis stay, ``(n,)`` bool.
         parts: Shapes after, for the outputs of a call with several.
+        renumber: Puts a new index vector in place of a constant one: ``(index node, function of its value) -> node``.
     """
 
     def __init__(
-        self, node: Node, old: Shapes, new: Shapes, kept: Callable[[Node, int], Bools], parts: Sequence[Shape]
+        self,
+        node: Node,
+        old: Shapes,
+        new: Shapes,
+        kept: Callable[[Node, int], Bools],
+        parts: Sequence[Shape],
+        renumber: Callable[[Node, Callable[[Tensor], Tensor]], Node],
     ) -> None:
         self.node = node
         self.old = old
         self.new = new
         self.kept = kept
         self.parts = parts
+        self.renumber = renumber
         self.changed = False
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -160,6 +170,25 @@ def padded(call: Resizing) -> None:
         call.set("pad", result)
 
 
+def indexed(call: Resizing) -> None:
+    """index_select, index by one vector: positions are counted among the kept ones."""
+    followed = followed_axis(call.node)
+    if followed is None:
+        return
+    axis, index = followed[0] % len(call.old(call.source())), followed[1]
+    if call.old(call.source())[axis] == call.new(call.source())[axis]:
+        return
+    kept = torch.from_numpy(call.kept(call.source(), axis).copy())
+    rank = torch.cumsum(kept, 0) - 1
+
+    def among_kept(old: Tensor) -> Tensor:
+        wanted = old % kept.numel()
+        return rank[wanted[kept[wanted]]]
+
+    call.node.replace_input_with(index, call.renumber(index, among_kept))
+    call.changed = True
+
+
 def conv_groups(call: Resizing) -> None:
     """Convolution: groups are input channels over channels per group (depthwise ones lose whole groups)."""
     if int(call.get("groups", 1)) == 1:
@@ -207,6 +236,8 @@ RESIZE: Mapping[str, Callable[[Resizing], None]] = {
     "tensor_split": parts,
     "pad": padded,
     "constant_pad_nd": padded,
+    "index": indexed,
+    "index_select": indexed,
     "conv1d": conv_groups,
     "conv2d": conv_groups,
     "conv3d": conv_groups,
