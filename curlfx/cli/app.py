@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from curlfx.cli.look import explain, inspect
 from curlfx.cli.program import Program
 
 app = typer.Typer(
@@ -18,11 +19,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command()(inspect)
+app.command()(explain)
 
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Options before the command."""
 

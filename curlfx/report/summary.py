@@ -84,7 +84,7 @@ class Summary:
     slim: NetworkFigures
     speedup: float
     verification: Verification
-    target: Mapping[str, int | str]
+    target: Mapping[str, Any]
     importance: str
     recovery: Mapping[str, Any]
     seconds: Mapping[str, float]

@@ -49,9 +49,15 @@ def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with the cells of ``rows`` under each other: the first column to the left, the others to the right."""
+def columns(rows: Sequence[Sequence[str]], *, text: Sequence[int] = (0,)) -> list[str]:
+    """Lines with the cells of ``rows`` under each other; columns in ``text`` to the left, the others to the right."""
     if not rows:
         return []
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    lines = []
+    for row in rows:
+        cells = zip(range(len(row)), row, widths, strict=True)
+        lines.append(
+            "  ".join(cell.ljust(width) if at in text else cell.rjust(width) for at, cell, width in cells).rstrip()
+        )
+    return lines

@@ -1,21 +1,23 @@
-"""The whole job, from a model and data to a verified, measured slim network: ``curlfx.run(config)``.
+"""The whole job, from a model and data to a verified, measured slim network.
 
-The package has the name of its one function and can be called like it.
+The package can be called: ``curlfx.run(config)`` is `curlfx.run.runner.run`.
 """
+
+from __future__ import annotations
 
 import sys
 from types import ModuleType
 from typing import Any
 
 
-class RunPackage(ModuleType):
-    """A package that does its job when it is called."""
+class _Run(ModuleType):
+    """This package, which the public name ``curlfx.run`` means too."""
 
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Do as `curlfx.run.runner.run` does."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As `curlfx.run.runner.run`."""
         from curlfx.run.runner import run
 
-        return run(*arguments, **options)
+        return run(*args, **kwargs)
 
 
-sys.modules[__name__].__class__ = RunPackage
+sys.modules[__name__].__class__ = _Run

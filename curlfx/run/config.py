@@ -5,19 +5,23 @@ Source: keys follow the field: Torch-Pruning's argument names, Ultralytics' over
 
 from __future__ import annotations
 
-import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from curlfx.cost import Cost
 from curlfx.errors import ConfigError
+from curlfx.planning.target import Amount, parse_targets
 from curlfx.recovery.settings import Amp, MemoryFormat, TrainSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+UNBOUNDED = Cost(macs=sys.maxsize, params=sys.maxsize, size_bytes=sys.maxsize, padded_macs=sys.maxsize)
+"""Stands for the dense network until it is known: finds targets that are out of range for every network."""
 PUBLISHED = "default"
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
 
@@ -29,42 +33,30 @@ class Section(BaseModel):
 
 
 class TargetConfig(Section):
-    """What the slim network must reach: exactly one of the two.
+    """What the slim network must reach; every one that is given holds.
 
     Attributes:
-        macs: Multiply-adds for one image: an absolute number, or a share of the dense network like ``"50%"``.
+        macs: Multiply-adds for one image: a share of the dense network (``"50%"``, ``0.5``) or a number (``"1.1G"``).
         params: Number of parameters, likewise.
+        padded_macs: MACs with channel axes rounded up to the runtime's block, likewise.
+        size_mb: Megabytes of weights, likewise.
     """
 
-    macs: int | str | None = None
-    params: int | str | None = None
-
-    @field_validator("macs", "params", mode="before")
-    @classmethod
-    def _amount(cls, value: object) -> object:
-        if value is None:
-            return None
-        share = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", str(value))
-        if share is not None and 0 < float(share[1]) <= 100:
-            return f"{share[1]}%"
-        try:
-            number = float(str(value))  # YAML reads 1e6 as text
-        except ValueError:
-            number = 0.0
-        if number >= 1 and number.is_integer():
-            return int(number)
-        raise ValueError("want a share above 0% and at most 100%, like 50%, or a whole number of at least 1")
+    macs: Amount | None = None
+    params: Amount | None = None
+    padded_macs: Amount | None = None
+    size_mb: Amount | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> TargetConfig:
-        if (self.macs is None) == (self.params is None):
-            raise ValueError("want exactly one of macs and params")
+    def _sound(self) -> TargetConfig:
+        if not self.as_mapping():
+            raise ValueError(f"want at least one of {', '.join(type(self).model_fields)}, like macs=50%")
+        parse_targets(self.as_mapping(), UNBOUNDED)
         return self
 
-    def as_mapping(self) -> dict[str, int | str]:
+    def as_mapping(self) -> dict[str, Amount]:
         """The form that planning takes, like ``{"macs": "50%"}``."""
-        pairs = {"macs": self.macs, "params": self.params}
-        return {key: value for key, value in pairs.items() if value is not None}
+        return self.model_dump(exclude_none=True)
 
 
 class TrainingConfig(Section):
@@ -138,7 +130,7 @@ class RunConfig(Section):
     Attributes:
         name: Names the run directory ``runs/<name>-<number>``; none takes the model's name.
         model: MODEL, like ``torchvision:resnet50``, ``curlfx:resnet20`` or ``file.py:factory``.
-        weights: ``.safetensors`` or weights-only ``.pth``, or ``default`` for the published ones; none trains on ``data``.
+        weights: ``.safetensors`` or weights-only ``.pth``, or ``default`` (published); none trains on ``data``.
         new_head: Take all weights but those of a head made for other classes, and train on ``data``.
         data: DATA, like ``digits``, ``imagefolder:DIR`` or ``cifar10:DIR``.
         out: Run directory to make; none takes the next free one.

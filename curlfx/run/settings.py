@@ -27,7 +27,7 @@ WORDS: Mapping[Any, str] = {
 def load_config(file: Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of ``file`` (none: defaults) with ``overrides`` like ``"target.macs=40%"`` on top.
 
-    Raises: ConfigError naming the file or the override, the key, the value found and what is wanted.
+    Raises: ConfigError naming the file or the override, the key, the value found and what is wanted; TargetError.
     """
     settings = {} if file is None else read_yaml(file)
     changes: dict[str, Any] = {}
@@ -39,7 +39,7 @@ def load_config(file: Path | None = None, overrides: Sequence[str] = ()) -> RunC
 
 
 def make_config(settings: Mapping[str, Any]) -> RunConfig:
-    """The checked configuration of a nested mapping. Raises: ConfigError, one line per fault."""
+    """The checked configuration of a nested mapping. Raises: ConfigError, one line per fault; TargetError."""
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:

@@ -8,17 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from curlfx.cost import CostModel
 from curlfx.coupling import Coupling, couple
-from curlfx.errors import ConfigError, DataError, ModelError
+from curlfx.errors import ConfigError
 from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel
-from curlfx.importance import CRITERIA
+from curlfx.importance import CRITERIA, Scores, score
+from curlfx.planning import SlimPlan, plan
 from curlfx.recovery.hardware import choose_device
-from curlfx.recovery.loss import logits_of
 from curlfx.run.config import PUBLISHED, RunConfig
-from curlfx.sources import DataSource, input_shape, load_data, load_model, load_weights
+from curlfx.sources import DataSource, check_fit, input_shape, load_data, load_model, load_weights
+from curlfx.sources.source import SplitName
 
 EXAMPLES = 2
+SPLITS: tuple[SplitName, ...] = ("train", "test")
 
 
 @dataclass
@@ -49,27 +52,40 @@ def load_subject(config: RunConfig) -> Subject:
     """
     device = choose_device(config.device)
     check_criterion(config.importance)
-    data = load_data(config.data, limit=config.limit)
-    model = _network(config, data.num_classes)
-    shape = wanted_shape(config, model, data)
-    if shape != data.shape:
-        data = load_data(config.data, shape=shape, limit=config.limit)
-    for split in ("train", "test"):
+    data = load_data(config.data, shape=wanted_shape(config), limit=config.limit)
+    for split in SPLITS:
         data.size(split)
-    example = next(iter(data.loader("test", EXAMPLES)))[0][:EXAMPLES]
-    if len(example) < EXAMPLES:
-        example = torch.cat([example] * EXAMPLES)[:EXAMPLES]
-    check_head(config.model, model, data, example)
-    return Subject(model, data, example, device)
+    model = _network(config, data.num_classes)
+    check_fit(model, data)
+    example = next(iter(data.loader("test", EXAMPLES)))[0]
+    return Subject(model, data, torch.cat([example] * EXAMPLES)[:EXAMPLES], device)
 
 
-def examine(config: RunConfig, subject: Subject) -> tuple[TracedModel, Coupling]:
-    """Trace and couple, so that a network that cannot be compiled is refused before any training.
+def examine(config: RunConfig, subject: Subject) -> None:
+    """Trace, couple and plan with random scores, so that a job that cannot end well is refused before any training.
 
-    Raises: TraceError; KeepError for names in ``ignored_layers`` that match nothing.
+    Raises: TraceError; KeepError for names in ``ignored_layers`` that match nothing; TargetError for a target out of
+        range for this network; BudgetError for one that it cannot reach whatever the scores.
     """
     traced = subject.trace()
-    return traced, couple(traced, frozen=config.ignored_layers)
+    coupling = couple(traced, frozen=config.ignored_layers)
+    make_plan(config, traced, coupling, score(traced, coupling, "random"))
+
+
+def make_plan(
+    config: RunConfig, traced: TracedModel, coupling: Coupling, scores: Scores, costs: CostModel | None = None
+) -> SlimPlan:
+    """The plan that ``config`` asks for. Raises: as `curlfx.planning.plan`."""
+    return plan(
+        traced,
+        coupling,
+        scores,
+        config.target.as_mapping(),
+        round_to=config.round_to,
+        allocation=config.allocation,
+        floor=config.floor,
+        costs=costs,
+    )
 
 
 def check_criterion(name: str) -> None:
@@ -80,36 +96,12 @@ def check_criterion(name: str) -> None:
         raise ConfigError(f"importance = {name}: want one of {', '.join(CRITERIA)}{hint}")
 
 
-def wanted_shape(config: RunConfig, model: nn.Module, data: DataSource) -> tuple[int, int, int]:
-    """Shape ``(C, H, W)`` of the images: ``image_size`` if given, else the network's, else the data's."""
-    own = input_shape(config.model, model) or data.shape
-    size = config.image_size
-    return (own[0], size, size) if size is not None else (own[0], own[1], own[2])
-
-
-def check_head(name: str, model: nn.Module, data: DataSource, example: Tensor) -> None:
-    """Run the network on two images.
-
-    Raises: DataError when it cannot take them or has another number of classes; ModelError when it is no classifier.
-    """
-    shape = "x".join(map(str, example.shape[1:]))
-    try:
-        with torch.inference_mode():
-            output = model.eval()(example)
-    except Exception as cause:
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise DataError(
-            f"{name} cannot take images of {data.name}, shape {shape} ({reason}); give image_size or other data"
-        ) from cause
-    logits = logits_of(output)
-    if logits.ndim != 2:
-        found = "x".join(map(str, logits.shape[1:]))
-        raise ModelError(f"{name} gives {found} numbers per image; a run wants a classifier, one number per class")
-    if logits.shape[1] != data.num_classes:
-        raise DataError(
-            f"data {data.name} has {data.num_classes} classes, but the head of {name} has {logits.shape[1]}; "
-            f"give a network with {data.num_classes} classes, or data with {logits.shape[1]}"
-        )
+def wanted_shape(config: RunConfig) -> tuple[int, int, int] | None:
+    """Shape ``(C, H, W)`` of the images: the network's with ``image_size`` if that is given; None: the data's own."""
+    own, size = input_shape(config.model), config.image_size
+    if size is None:
+        return own
+    return (own[0] if own is not None else 3, size, size)
 
 
 def _network(config: RunConfig, classes: int) -> nn.Module:

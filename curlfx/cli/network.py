@@ -1,0 +1,54 @@
+"""The MODEL argument and the options beside it, for commands that look at one network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from curlfx.coupling import Coupling, couple
+from curlfx.errors import ModelError, UsageError
+from curlfx.graph.trace import trace
+from curlfx.graph.traced import TracedModel
+from curlfx.run.config import PUBLISHED
+from curlfx.sources import input_shape, load_model
+
+MODEL_HELP = "torchvision:NAME, timm:NAME, curlfx:NAME, file.py:factory or package.module:factory"
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Weights = Annotated[str | None, typer.Option(help="a .safetensors or weights-only .pth file, or 'default' (published)")]
+Shape = Annotated[str | None, typer.Option(metavar="C,H,W", help="shape of one image, like 3,224,224")]
+Classes = Annotated[int | None, typer.Option(min=1, help="size of the head, for networks that can be built so")]
+Frozen = Annotated[list[str] | None, typer.Option(metavar="NAME", help="module or parameter to leave alone, * allowed")]
+Seed = Annotated[int, typer.Option(min=0, help="of every random choice")]
+
+EXAMPLE_BATCH = 2
+
+
+def open_network(
+    model: str, *, weights: str | None = None, shape: str | None = None, classes: int | None = None
+) -> TracedModel:
+    """Load and trace the network that the arguments name.
+
+    Raises: ModelError, WeightsError, TraceError; UsageError for a shape that is none.
+    """
+    source = weights if weights is None or weights == PUBLISHED else Path(weights)
+    network = load_model(model, num_classes=classes, weights=source)
+    size = _parsed(shape) if shape is not None else input_shape(model)
+    if size is None:
+        raise ModelError(f"model {model}: the shape of its images is not on record; give --shape C,H,W")
+    return trace(network, (torch.randn(EXAMPLE_BATCH, *size, generator=torch.Generator().manual_seed(0)),))
+
+
+def open_coupling(traced: TracedModel, frozen: list[str] | None) -> Coupling:
+    """Its coupling groups. Raises: KeepError for a name that matches nothing."""
+    return couple(traced, frozen=tuple(frozen or ()))
+
+
+def _parsed(shape: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in shape.split(",")]
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"--shape {shape}: want three whole numbers C,H,W, like 3,224,224")
+    return tuple(int(part) for part in parts)

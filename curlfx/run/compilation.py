@@ -1,0 +1,79 @@
+"""The stages that make the network narrower: trace, couple, score, plan, slim."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from curlfx.files import write_bytes
+from curlfx.importance import score as score_channels
+from curlfx.report.layers import frozen_rows, group_rows, layer_rows, to_csv
+from curlfx.run.directory import write_text
+from curlfx.run.job import Job
+from curlfx.run.subject import make_plan
+from curlfx.run.verify import GATED_BOUND, gated_vs_slim, require
+
+Result = dict[str, Any]
+PROXY_BATCH_VALUES = 256 * 3 * 64 * 64
+VERIFIED_IMAGES = 4
+
+
+def trace(job: Job) -> Result:
+    """The dense network as a graph."""
+    for note in job.traced.notes:
+        job.say(f"note: {note}")
+    return {"notes": list(job.traced.notes), "nodes": len(job.traced.graph.nodes)}
+
+
+def couple(job: Job) -> Result:
+    """Its coupling groups."""
+    job.say(f"{len(job.coupling.groups)} coupling groups with {job.coupling.total} channels")
+    return {"groups": len(job.coupling.groups), "channels": job.coupling.total}
+
+
+def score(job: Job) -> Result:
+    """A score for every coupled channel, from training images."""
+    config, device = job.config, job.subject.device
+    images = job.subject.data.proxy(config.proxy_images, config.seed)
+    batch = max(1, min(len(images), PROXY_BATCH_VALUES // images[0].numel()))
+    traced = job.traced if device.type == "cpu" else copy.deepcopy(job.traced).to(device)
+    found = score_channels(
+        traced,
+        job.coupling,
+        config.importance,
+        data=torch.split(images, batch),
+        seed=config.seed,
+        progress=job.progress,
+    )
+    write_bytes(job.checkpoint("scores.json"), found.to_json().encode())
+    return {"criterion": found.criterion, "images": len(images)}
+
+
+def plan(job: Job) -> Result:
+    """Which channels stay, so that the target is met."""
+    found = make_plan(job.config, job.traced, job.coupling, job.scores, job.cost)
+    write_text(job.file("plan.json"), found.to_json())
+    before, after = found.before, found.after
+    job.say(f"plan: {after.macs / before.macs:.1%} of the MACs, {after.params / before.params:.1%} of the parameters")
+    return {"dense": before.as_dict(), "slim": after.as_dict()}
+
+
+def slim(job: Job) -> Result:
+    """Delete the channels; the result must equal the intact network with these channels multiplied by zero.
+
+    Raises: VerificationError.
+    """
+    images = job.test_images(VERIFIED_IMAGES)
+    error = gated_vs_slim(job.traced, job.coupling, job.plan.keep, images)
+    job.say(f"gated vs slim in float64: {error:.1e}")
+    require("gated vs slim", error, GATED_BOUND)
+    rows = layer_rows(job.traced, job.slim, job.coupling, job.cost, job.alive)
+    write_text(job.file("layers.csv"), to_csv(rows))
+    return {
+        "gated_vs_slim": error,
+        "groups": group_rows(job.coupling, job.plan.keep),
+        "frozen": frozen_rows(job.coupling),
+        "statistics_change": [group.id for group in job.coupling.groups if group.statistics_change],
+    }

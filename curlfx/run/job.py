@@ -1,0 +1,144 @@
+"""A job in progress: what its stages share, each part made when it is first asked for, or read back after a restart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from curlfx.cost.model import Alive, CostModel
+from curlfx.coupling import Coupling, couple
+from curlfx.errors import OutputError
+from curlfx.files import write_bytes
+from curlfx.graph.traced import TracedModel
+from curlfx.importance import Scores
+from curlfx.passes.slim import Slim
+from curlfx.planning import SlimPlan
+from curlfx.progress import Progress
+from curlfx.run.config import RunConfig
+from curlfx.run.directory import RunDirectory
+from curlfx.run.subject import Subject
+
+Say = Callable[[str], None]
+EVALUATION_BATCH = 256
+
+
+@dataclass
+class Job:
+    """One run between its stages.
+
+    Attributes:
+        config: What is to be done.
+        subject: The network and its data.
+        directory: Where results go.
+        progress: Who sees the steps of long stages.
+        say: Takes a line of text for people (it also goes to ``log.txt``).
+    """
+
+    config: RunConfig
+    subject: Subject
+    directory: RunDirectory
+    progress: Progress | None
+    say: Say
+
+    @classmethod
+    def start(
+        cls, config: RunConfig, subject: Subject, directory: RunDirectory, progress: Progress | None, say: Say
+    ) -> Self:
+        """A job whose ``say`` also writes to the log of the run directory."""
+
+        def tell(line: str) -> None:
+            directory.log(line)
+            say(line)
+
+        return cls(config, subject, directory, progress, tell)
+
+    def log(self, line: str) -> None:
+        """A line for ``log.txt`` only."""
+        self.directory.log(line)
+
+    def file(self, name: str) -> Path:
+        """A result in the run directory."""
+        return self.directory.path / name
+
+    def checkpoint(self, name: str) -> Path:
+        """An intermediate file in the run directory."""
+        return self.directory.checkpoints / name
+
+    def done(self, stage: str) -> dict[str, Any]:
+        """Result of a finished stage."""
+        return self.directory.done[stage]
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        """The dense network with its final weights; only the stage that trains it touches `Subject.model` before."""
+        if self.done("train")["epochs"]:
+            load_tensors(self.subject.model, self.checkpoint("dense.safetensors"))
+        return self.subject.model.eval()
+
+    @cached_property
+    def traced(self) -> TracedModel:
+        """The dense network as a graph."""
+        self.dense.eval()
+        return self.subject.trace()
+
+    @cached_property
+    def coupling(self) -> Coupling:
+        """Its channels."""
+        return couple(self.traced, frozen=self.config.ignored_layers)
+
+    @cached_property
+    def cost(self) -> CostModel:
+        """Its price."""
+        return CostModel(self.traced, self.coupling)
+
+    @cached_property
+    def scores(self) -> Scores:
+        """What the criterion found."""
+        return Scores.from_json(self.checkpoint("scores.json").read_text())
+
+    @cached_property
+    def plan(self) -> SlimPlan:
+        """What is to go."""
+        return SlimPlan.from_json(self.file("plan.json").read_text())
+
+    @cached_property
+    def alive(self) -> Alive:
+        """The channels that stay, ``(N + 1,)``."""
+        return self.coupling.alive(self.plan.keep)
+
+    @cached_property
+    def slim(self) -> TracedModel:
+        """The slim network, with recovered weights once there are some."""
+        self.plan.check(self.traced, self.coupling)
+        network = Slim(self.coupling, self.plan.keep)(self.traced)
+        if "recover" in self.directory.done:
+            load_tensors(network.module, self.file("slim.safetensors"))
+        network.module.eval()
+        return network
+
+    def test_images(self, count: int) -> Tensor:
+        """The first test images, ``(count, C, H, W)``, repeated when there are fewer."""
+        images = next(iter(self.subject.data.loader("test", count)))[0].cpu()
+        return torch.cat([images] * -(-count // len(images)))[:count]
+
+
+def save_tensors(module: nn.Module, path: Path, **notes: str) -> None:
+    """Write the state dict of ``module`` as safetensors, whole or not at all. Raises: OutputError."""
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
+    write_bytes(path, safetensors.torch.save(state, metadata=notes))
+
+
+def load_tensors(module: nn.Module, path: Path) -> None:
+    """Read what `save_tensors` wrote into ``module``. Raises: OutputError when the file is missing or damaged."""
+    try:
+        module.load_state_dict(safetensors.torch.load(path.read_bytes()))
+    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise OutputError(f"{path}: cannot read what an earlier stage wrote ({error}); start a new run") from error

@@ -1,0 +1,98 @@
+"""The last stage: ``summary.json`` and ``report.html`` from what the others recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from curlfx.errors import OutputError
+from curlfx.report.layers import from_csv
+from curlfx.report.page import PageContent, render
+from curlfx.report.summary import Latency, NetworkFigures, Summary, Verification
+from curlfx.run.directory import CONFIG, RunDirectory, write_json, write_text
+from curlfx.run.job import Job
+from curlfx.run.verify import GATED_BOUND, ONNX_BOUND
+
+SUMMARY = "summary.json"
+PAGE = "report.html"
+
+
+def report(job: Job) -> dict[str, Any]:
+    """Write the summary and the page."""
+    write_json(job.file(SUMMARY), _summary(job).as_dict())
+    write_page(job.directory)
+    return {}
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """``summary.json`` of a finished run. Raises: OutputError when it is missing or damaged."""
+    try:
+        summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{folder / SUMMARY}: cannot read it ({error}); is this the directory of a finished run?"
+        ) from error
+    return summary
+
+
+def write_page(directory: RunDirectory) -> None:
+    """Draw ``report.html`` from the files of a finished run. Raises: OutputError."""
+    summary = read_summary(directory.path)
+    slim, bench, verify = (directory.done[stage] for stage in ("slim", "bench", "verify"))
+    changed = slim["statistics_change"]
+    notes = [*directory.done["trace"]["notes"]]
+    if changed:
+        notes.append(
+            f"A normalisation averages over channels of {', '.join(changed)}: it now averages over the kept ones."
+        )
+    content = PageContent(
+        summary=summary,
+        layers=from_csv((directory.path / "layers.csv").read_text()),
+        groups=slim["groups"],
+        frozen=slim["frozen"],
+        checks=[{"name": "gated vs slim, float64", "error": slim["gated_vs_slim"], "bound": GATED_BOUND}]
+        + [{**check, "bound": ONNX_BOUND} for check in verify["checks"]],
+        notes=notes,
+        timings=bench["timings"],
+        measurement=bench["measurement"],
+        images=directory.done["accuracy"]["images"],
+        padding=bench["padding"],
+        config=(directory.path / CONFIG).read_text(),
+    )
+    write_text(directory.path / PAGE, render(content))
+
+
+def _summary(job: Job) -> Summary:
+    config, done = job.config, job.directory.done
+    dense, slim = _figures(done, "dense"), _figures(done, "slim")
+    errors = done["slim"]["gated_vs_slim"], max(check["error"] for check in done["verify"]["checks"])
+    recovery = config.recovery.model_dump(mode="json")
+    return Summary(
+        model=config.model,
+        seed=config.seed,
+        versions=done["bench"]["versions"],
+        device=done["bench"]["device"],
+        dense=dense,
+        slim=slim,
+        speedup=done["bench"]["speedup"],
+        verification=Verification(*errors, passed=errors[0] <= GATED_BOUND and errors[1] <= ONNX_BOUND),
+        target=config.target.as_mapping(),
+        importance=config.importance,
+        recovery={**recovery, "accuracy_before": done["unrecovered"]["accuracy"]},
+        seconds={stage: round(seconds, 3) for stage, seconds in job.directory.seconds.items()},
+    )
+
+
+def _figures(done: Mapping[str, Mapping[str, Any]], network: str) -> NetworkFigures:
+    cost = done["plan"][network]
+    accuracy = done["dense" if network == "dense" else "accuracy"]["accuracy"]
+    return NetworkFigures(
+        macs=cost["macs"],
+        padded_macs=cost["padded_macs"],
+        params=cost["params"],
+        size_bytes=done["export"][network]["size_bytes"],
+        accuracy=accuracy,
+        latency_ms=Latency(**done["bench"]["latency_ms"][network]),
+    )

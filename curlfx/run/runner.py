@@ -1,0 +1,142 @@
+"""The whole job: its stages in order, each recorded when finished, so that a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from curlfx.errors import ConfigError, VerificationError
+from curlfx.progress import Progress
+from curlfx.report.text import verdict
+from curlfx.run import compilation, deployment, reporting, training
+from curlfx.run.config import RunConfig
+from curlfx.run.directory import RunDirectory
+from curlfx.run.job import Job, Say
+from curlfx.run.reporting import read_summary
+from curlfx.run.settings import make_config
+from curlfx.run.subject import examine, load_subject
+
+Stage = Callable[[Job], dict[str, Any]]
+
+STAGES: Mapping[str, Stage] = {
+    "train": training.train,
+    "dense": training.judge_dense,
+    "trace": compilation.trace,
+    "couple": compilation.couple,
+    "score": compilation.score,
+    "plan": compilation.plan,
+    "slim": compilation.slim,
+    "unrecovered": training.judge_unrecovered,
+    "recover": training.recover,
+    "accuracy": training.judge_slim,
+    "export": deployment.export,
+    "verify": deployment.verify,
+    "bench": deployment.bench,
+    "report": reporting.report,
+}
+"""Every stage takes the job and gives a JSON result; what later stages need from it is that result, or a file."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left.
+
+    Attributes:
+        directory: The run directory.
+        summary: ``summary.json``.
+    """
+
+    directory: Path
+    summary: Mapping[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every verification passed."""
+        return bool(self.summary["verification"]["passed"])
+
+
+def run(
+    config: RunConfig | Mapping[str, Any] | None = None, *, progress: Progress | None = None, say: Say = lambda _: None
+) -> RunResult:
+    """Do the whole job: train if there are no weights, compile, recover, export, verify, measure, report.
+
+    Args:
+        config: What to do; a mapping is checked first; none is the embedded default (scikit-learn's digits).
+        progress: Who sees the steps of long stages.
+        say: Takes lines of text for people.
+
+    Raises: UsageError and its kinds for bad input, before anything is written; OutputError when it cannot be written;
+        BudgetError when the target cannot be reached; VerificationError when networks that must agree do
+        not (what was found is in the run directory).
+    """
+    config = config if isinstance(config, RunConfig) else make_config(config or {})
+    if config.resume is not None:
+        return _resumed(config, progress, say)
+    with _threads(config.threads):
+        subject = load_subject(config)
+        examine(config, subject)
+        with RunDirectory.create(config.out, config.name or _name(config), config.resolved()) as directory:
+            return _finish(Job.start(config, subject, directory, progress, say))
+
+
+def _resumed(request: RunConfig, progress: Progress | None, say: Say) -> RunResult:
+    """Go on with an earlier run as it was configured. Raises: ConfigError for any other key beside ``resume``."""
+    others = sorted(request.model_fields_set - {"resume"})
+    if others or request.resume is None:
+        raise ConfigError(
+            f"resume={request.resume} goes on with that run's own settings; leave out {', '.join(others)}"
+        )
+    directory, settings = RunDirectory.reopen(request.resume)
+    with directory:
+        config = make_config(settings)
+        if directory.done.keys() >= STAGES.keys():
+            return _result(directory)
+        with _threads(config.threads):
+            return _finish(Job.start(config, load_subject(config), directory, progress, say))
+
+
+def _finish(job: Job) -> RunResult:
+    directory = job.directory
+    job.say(f"run directory {directory.path}")
+    try:
+        for name, stage in STAGES.items():
+            if name in directory.done:
+                continue
+            start = time.perf_counter()
+            found = stage(job)
+            directory.record(name, found, time.perf_counter() - start)
+            job.log(f"{name}: done in {directory.seconds[name]:.2f} s")
+    except BaseException as error:
+        error.add_note(f"to go on with this run: curlfx run resume={directory.path}")
+        raise
+    return _result(directory)
+
+
+def _result(directory: RunDirectory) -> RunResult:
+    """The finished run. Raises: VerificationError when one of its checks failed."""
+    result = RunResult(directory.path, read_summary(directory.path))
+    if not result.passed:
+        raise VerificationError(f"verification {verdict(result.summary)}; see {directory.path / 'report.html'}")
+    return result
+
+
+def _name(config: RunConfig) -> str:
+    """The model's own name, as far as a folder can be called that."""
+    last = config.model.rpartition(":")[2]
+    return "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in last)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
