@@ -23,7 +23,7 @@ def lost_in_eval(model: nn.Module, graph: Graph) -> tuple[str, ...]:
             drops[kind.__name__] += _rate(module) > 0
         elif isinstance(module, nn.MultiheadAttention):
             attentions += module.dropout > 0
-        elif not kind.__module__.startswith("torch.nn") and _branches_on_mode(kind):
+        elif not kind.__module__.startswith("torch.nn.modules") and _branches_on_mode(kind):
             branches[kind.__name__] += 1
     notes = [
         f"training drops whole branches at random in {n} {kind} modules; the traced network does not"

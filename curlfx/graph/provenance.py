@@ -17,10 +17,7 @@ _RUNNING_MEAN = 3
 
 def modules_in_eval(model: nn.Module) -> frozenset[str]:
     """Names of the modules that stay in eval mode when the model is set to train: frozen on purpose."""
-    try:
-        model.train()
-    except NotImplementedError:  # an exported module
-        return frozenset()
+    model.train()
     return frozenset(name for name, module in model.named_modules(remove_duplicate=False) if not module.training)
 
 

@@ -82,15 +82,16 @@ def _exporting(model: nn.Module) -> Iterator[frozenset[str]]:
     was_training = model.training
     modes = [(module, module.training) for module in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        frozen = modules_in_eval(model)
+        model.eval()
+    except NotImplementedError as error:
+        raise TraceError(f"the model refuses to change its mode: {error}; trace the module it was made from") from error
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            frozen = modules_in_eval(model)
-            model.eval()
             yield frozen
-    except NotImplementedError as error:
-        raise TraceError(f"the model refuses to change its mode: {error}; trace the module it was made from") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         if was_training:

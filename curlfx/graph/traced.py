@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from curlfx.graph.modes import set_mode
@@ -33,6 +34,15 @@ class TracedModule(GraphModule):
         """Switch to training mode or back: batch statistics and dropout on or off."""
         super().train(mode)
         if set_mode(self.graph, mode):
+            self.recompile()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast as every module does, and let the tensors that the graph itself makes follow to the device."""
+        before = _device(self)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = _device(self)
+        if before is not None and after is not None and before != after and _redirected(self.graph, before, after):
             self.recompile()
         return self
 
@@ -182,6 +192,29 @@ def tree(module: nn.Module, tensor: Callable[[Tensor], Tensor]) -> nn.Module:
         return modules[id(old)]
 
     return visit(module)
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    """The device of a module's tensors, if they share one."""
+    devices = {tensor.device for tensors in (module.parameters(), module.buffers()) for tensor in tensors}
+    return devices.pop() if len(devices) == 1 else None
+
+
+def _redirected(graph: Graph, before: torch.device, after: torch.device) -> bool:
+    """Replace a device in the arguments of every node, as in ``aten.arange(…, device=cpu)``; whether there was any."""
+    found = False
+
+    def redirect(argument: Any) -> Any:
+        nonlocal found
+        if isinstance(argument, torch.device) and argument == before:
+            found = True
+            return after
+        return argument
+
+    for node in graph.nodes:
+        if node.op == "call_function":
+            node.args, node.kwargs = map_aggregate(node.args, redirect), map_aggregate(node.kwargs, redirect)
+    return found
 
 
 def _adopt(module: nn.Module, root: nn.Module) -> None:

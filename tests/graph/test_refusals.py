@@ -86,3 +86,11 @@ def test_the_verifier_names_the_fault_and_shows_the_graph(damage, message):
     with pytest.raises(InvariantError, match=message) as info:
         check(damaged(damage))
     assert "please report it with this graph:\n%conv.weight = parameter" in str(info.value)
+
+
+def test_an_exported_module_cannot_change_its_mode():
+    exported = torch.export.export(Small().eval(), (torch.randn(2, 3, 6, 6),)).module()
+    with pytest.raises(
+        TraceError, match=r"the model refuses to change its mode: .*; trace the module it was made from"
+    ):
+        trace(exported, torch.randn(2, 3, 6, 6))

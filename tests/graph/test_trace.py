@@ -255,3 +255,100 @@ def test_no_warning_leaves_the_trace():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trace(Small(), torch.randn(1, 3, 6, 6))
+
+
+def test_tensors_that_the_graph_makes_follow_to_the_device():
+    class Making(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.fc(x) + torch.arange(3, device=x.device)
+
+    traced = trace(Making(), torch.randn(2, 3))
+    text = show(traced)
+    assert "device=cpu" in text
+    traced.module.to(torch.float32)
+    assert show(traced) == text
+    traced.module.to("meta")
+    assert show(traced) == text.replace("device=cpu", "device=meta")
+    assert traced.module(torch.zeros(4, 3, device="meta")).shape == (4, 3)
+
+
+def test_training_mode_of_a_traced_module_outlives_another_trace():
+    _, traced = small()
+    text = show(traced)
+    traced.module.train()
+    assert show(trace(traced.module, traced.example_inputs)).count("aten.") == text.count("aten.")
+    assert traced.module.training
+    assert "1e-05, True) : f64[2, 4, 6, 6]" in show(traced)
+    assert "add_" in show(traced)
+    traced.module.eval()
+    assert show(traced) == text
+
+
+def test_kinds_of_signature():
+    class Many(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleDict({"a-b": nn.Linear(3, 3), "c d": nn.Linear(3, 3)})
+
+        def forward(self, *inputs, scale=2.0):
+            return self.parts["a-b"](inputs[0]) + scale * self.parts["c d"](inputs[1])
+
+    model = Many()
+    traced = trace(model, (torch.randn(1, 3), torch.randn(1, 3)))
+    assert traced.dynamic_batch
+    assert list(traced.module.state_dict()) == list(model.state_dict())
+    x, y = torch.randn(5, 3), torch.randn(5, 3)
+    assert torch.equal(traced.module(x, y), model(x, y))
+
+
+def test_buffers_that_change_in_inference_do_so():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return x * self.calls
+
+    model = Counting()
+    traced = trace(model, torch.randn(2, 3))
+    assert model.calls == 0
+    x = torch.randn(3, 3)
+    assert torch.equal(traced.module(x), x)
+    assert torch.equal(traced.module(x), 2 * x)
+
+
+def test_an_average_of_the_weights_may_be_kept():
+    _, traced = small()
+    average = torch.optim.swa_utils.AveragedModel(traced.module)
+    x = torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    gradient_steps(traced.module, [x], lambda y: y.square().sum())
+    before = average.module.fc.weight.clone()
+    average.update_parameters(traced.module)
+    average.update_parameters(traced.module)
+    assert not torch.equal(average.module.fc.weight, before)
+    assert average(x).shape == (4, 2)
+
+
+def test_recurrent_layers():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(4, 5, 2, batch_first=True, dropout=0.3)
+
+        def forward(self, x):
+            return self.lstm(x)[0]
+
+    model = Recurrent()
+    traced = trace(model, torch.randn(2, 6, 4))
+    x = torch.randn(3, 6, 4)
+    torch.testing.assert_close(traced.module(x), model.eval()(x))
+    text = show(traced)
+    traced.module.train()
+    check(traced)
+    assert show(traced) == text.replace("0.3, False, ", "0.3, True, ")

@@ -12,11 +12,11 @@ def test_training_flips_the_arguments_and_counts_batches():
     traced = trace(Small(), torch.randn(1, 3, 6, 6))
     text = show(traced)
     changed = [line for line in show(SetTraining(True)(traced)).splitlines() if line not in text.splitlines()]
+    operands = "%conv2d, %bn.weight, %bn.bias, %bn.running_mean, %bn.running_var"
     assert changed == [
         "%bn.num_batches_tracked = buffer : i64[]",
         "%add__tensor = aten.add_.Tensor(%bn.num_batches_tracked, 1) : i64[]",
-        "%batch_norm = aten.batch_norm.default(%conv2d, %bn.weight, %bn.bias, %bn.running_mean, %bn.running_var, True,"
-        + " 0.1, 1e-05, True) : f32[2, 4, 6, 6]",
+        f"%batch_norm = aten.batch_norm.default({operands}, True, 0.1, 1e-05, True) : f32[2, 4, 6, 6]",
         "%dropout = aten.dropout.default(%mean, 0.25, True) : f32[2, 4]",
     ]
     assert show(traced) == text
