@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -17,14 +17,17 @@ class ProxySet:
         data: An iterable of batches (a data loader), one batch, or None.
     """
 
-    def __init__(self, data: Iterable[object] | None) -> None:
-        self._data = [data] if isinstance(data, Tensor) else data
+    def __init__(self, data: Iterable[object] | Tensor | None) -> None:
+        self._data: Iterable[object] | None = [data] if isinstance(data, Tensor) else data
         self.images = 0
 
     @property
     def count(self) -> int | None:
         """Number of batches, None while the data does not say."""
-        return len(self._data) if isinstance(self._data, Sized) else None
+        try:
+            return len(self._data)  # type: ignore[arg-type]
+        except TypeError:  # a generator, or a loader over a stream
+            return None
 
     def batches(self, device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
         """The images, batch after batch, where and as the network wants them.

@@ -14,7 +14,7 @@ from curlfx.errors import BudgetError
 from curlfx.planning.target import Target
 from curlfx.planning.units import Ints, Units
 
-Ranking = Callable[[Units, Ints], tuple[Ints, Ints]]
+Ranking = Callable[[Units, Ints], Ints]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Search:
         units: What can go.
         costs: What a keep set costs.
         targets: What must be reached.
-        ranking: In which order units go, and where one may stop.
+        ranking: In which order units go.
         floor: Share of a group below which nothing goes any more.
         round_to: Kept widths are multiples of this.
     """
@@ -40,19 +40,18 @@ class Search:
     def removed(self, coupling: Coupling) -> Ints:
         """Units to remove of each group, ``(G,)``: the fewest, in ranking order, that meet every target.
 
-        The cost never grows along the order, rounding included, so bisection finds the place: the result meets the
-        targets, and stopping one place earlier would not.
+        The cost never grows along the order, rounding included, so bisection finds the number of units: the result
+        meets the targets, and one unit less would not.
         Raises: BudgetError.
         """
         caps, steps = self.units.caps(self.floor), self.units.steps(self.round_to)
-        order, stops = self.ranking(self.units, caps)
-        places = np.concatenate([[0], stops])
+        order = self.ranking(self.units, caps)
 
-        def after(place: int) -> Ints:
-            gone = np.bincount(order[: places[place]], minlength=self.units.sizes.size).astype(np.int64)
+        def after(count: int) -> Ints:
+            gone = np.bincount(order[:count], minlength=self.units.sizes.size).astype(np.int64)
             return self.units.rounded(gone, steps)
 
-        low, high = 0, len(places) - 1
+        low, high = 0, order.size
         if not self.met(after(high)):
             raise self._unreachable(coupling, after(high))
         while low < high:

@@ -57,8 +57,8 @@ class Target:
 def parse_targets(target: Mapping[str, Amount], dense: Cost) -> tuple[Target, ...]:
     """Targets as absolute bounds; all of them must hold.
 
-    A percent string or a number in (0, 1] that is no ``int`` is a share of the dense network; everything else is
-    absolute.
+    A percent string is a share of the dense network, and of things that are counted so is a number in (0, 1] that is
+    no ``int``; everything else is absolute.
     Raises: TargetError for an unknown quantity, something that is no number, or a bound that nothing or every network
         fulfils.
     """
@@ -88,15 +88,16 @@ def _parse(quantity: str, amount: Amount, dense: Cost) -> Target:
 
 def _number(quantity: str, amount: Amount) -> tuple[Fraction, bool]:
     """The amount as a number, and whether it is a share."""
+    counted = quantity != "size_mb"  # half a megabyte is a size, half a parameter is a share
     wanted = "want a share like '50%' or 0.5, or an absolute number like 1100000000 or '1.1G'"
     if isinstance(amount, int) and not isinstance(amount, bool):
         return Fraction(amount), False
     if isinstance(amount, float) and math.isfinite(amount):
-        return Fraction(repr(amount)), amount <= 1
+        return Fraction(repr(amount)), counted and amount <= 1
     found = _NUMBER.fullmatch(amount) if isinstance(amount, str) else None
     if found is None:
         raise TargetError(f"target {quantity} = {amount!r}: {wanted}")
     number = Fraction(found[1])
     if found[2] == "%":
         return number / 100, True
-    return number * _FACTORS[found[2]], found[2] == "" and number <= 1 and "." in found[1]
+    return number * _FACTORS[found[2]], counted and found[2] == "" and number <= 1 and "." in found[1]

@@ -136,26 +136,26 @@ def kept_positions(coupling: Coupling, units: Units, removed: Ints) -> dict[Grou
     }
 
 
-def rank_globally(units: Units, caps: Ints) -> tuple[Ints, Ints]:
+def rank_globally(units: Units, caps: Ints) -> Ints:
     """All removable units of all groups in one row, lowest score first, ties by (group, channel).
 
-    Returns: the group of each, ``(K,)``, and where one may stop, ascending.
+    Shapes: caps ``(G,)``; result ``(K,)``, the group of each unit.
     Source: CURL (arXiv:1911.08114), index generation; no normalisation by layer or MACs.
     """
-    return _ranked(units, caps, units.score, np.ones(units.score.size, bool))
+    return _ranked(units, caps, np.lexsort((units.rank, units.group, units.score)))
 
 
-def rank_uniformly(units: Units, caps: Ints) -> tuple[Ints, Ints]:
+def rank_uniformly(units: Units, caps: Ints) -> Ints:
     """All removable units in the order in which a ratio that grows in every group alike takes them.
 
-    Returns: as `rank_globally`; one may stop only where all groups have given their share.
+    Where several groups reach the same ratio, the one with the lowest score gives first; so widths differ from a
+    common ratio by one unit at most (by one multiple, when they are rounded).
+    Shapes: caps ``(G,)``; result ``(K,)``, the group of each unit.
     """
     share = (units.rank + 1) / units.sizes[units.group]
-    return _ranked(units, caps, share, np.zeros(share.size, bool))
+    return _ranked(units, caps, np.lexsort((units.rank, units.group, units.score, share)))
 
 
-def _ranked(units: Units, caps: Ints, key: Floats, stops: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    order = np.lexsort((units.rank, units.group, key))
-    order = order[units.rank[order] < caps[units.group[order]]]
-    last = np.append(key[order][1:] != key[order][:-1], True)[: order.size]
-    return units.group[order], np.flatnonzero(stops[order] | last) + 1
+def _ranked(units: Units, caps: Ints, order: Ints) -> Ints:
+    removable: Ints = units.group[order][units.rank[order] < caps[units.group[order]]]
+    return removable
