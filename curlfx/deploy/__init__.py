@@ -1,1 +1,23 @@
-"""ONNX export, parity with torch, and the interleaved benchmark."""
+"""The way out: an ONNX file that computes the same, and how fast it does."""
+
+from curlfx.deploy.bench import BenchEntry, BenchReport, BenchSettings, bench
+from curlfx.deploy.environment import environment
+from curlfx.deploy.export import export_onnx
+from curlfx.deploy.model_file import OnnxFile, check_onnx
+from curlfx.deploy.parity import ParityReport, parity
+from curlfx.deploy.statistics import Latency, Speedup
+
+__all__ = [
+    "BenchEntry",
+    "BenchReport",
+    "BenchSettings",
+    "Latency",
+    "OnnxFile",
+    "ParityReport",
+    "Speedup",
+    "bench",
+    "check_onnx",
+    "environment",
+    "export_onnx",
+    "parity",
+]
