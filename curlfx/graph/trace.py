@@ -26,6 +26,7 @@ from curlfx.graph.traced import TracedModel, TracedModule, owner_of, tree
 _RESERVED = frozenset(dir(GraphModule)) | {"meta", "shape_env"}
 
 
+@torch.inference_mode(False)
 def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, dynamic_batch: bool = True) -> TracedModel:
     """Trace a network in inference mode into an FX graph in the ATen dialect that owns a copy of the weights.
 
@@ -118,9 +119,8 @@ def _exported(model: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> _Expo
             return _Export(_exported_dynamic(model, doubled), doubled, True)
         except Exception as refusal:  # noqa: BLE001 - export raises what the model's own code raises
             place = raised_at(refusal.__traceback__)
-            note = f"the batch size is fixed at {batch}: the network does not allow a free one" + f" ({place})" * bool(
-                place
-            )
+            note = f"the batch size is fixed at {batch}: the network does not allow a free one"
+            note = f"{note} ({place})" if place else note
     try:
         program = torch.export.export(model, _fresh(inputs), strict=False)
     except Exception as error:

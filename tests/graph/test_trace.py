@@ -352,3 +352,11 @@ def test_recurrent_layers():
     traced.module.train()
     check(traced)
     assert show(traced) == text.replace("0.3, False, ", "0.3, True, ")
+
+
+def test_a_trace_in_inference_mode_can_be_trained():
+    model = Small()
+    with torch.inference_mode():
+        traced = trace(model, torch.randn(1, 3, 6, 6))
+    assert not any(tensor.is_inference() for tensor in [*traced.tensors().values(), *traced.example_inputs])
+    gradient_steps(traced.module, [torch.randn(4, 3, 6, 6)], lambda y: y.square().sum())
