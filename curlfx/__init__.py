@@ -1,6 +1,6 @@
 """Make trained networks physically narrower: trace, couple, score, plan, slim, verify, export, measure.
 
-The names of `EXPORTS` are loaded when they are first used, so that ``import curlfx`` and the command line start at once.
+The names of `EXPORTS` are loaded when they are first used, so that ``import curlfx`` is quick.
 """
 
 from __future__ import annotations
