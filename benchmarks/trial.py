@@ -88,7 +88,7 @@ def random_keep(groups: Sequence[PrunableGroup], keep_ratio: float = 0.5, seed: 
 def flatten_outputs(output: object) -> list[Tensor]:
     """All tensors of a (nested) output, dictionaries in key order."""
     if isinstance(output, Tensor):
-        return [output.detach()]
+        return [output]
     if isinstance(output, Mapping):
         return [tensor for key in sorted(output) for tensor in flatten_outputs(output[key])]
     if isinstance(output, Sequence) and not isinstance(output, str):
@@ -102,7 +102,7 @@ def relative_error(actual: object, expected: object) -> float:
     Returns:
         The worst over the outputs; infinite where shapes or counts differ or a value is not finite.
     """
-    left, right = flatten_outputs(actual), flatten_outputs(expected)
+    left, right = ([tensor.detach() for tensor in flatten_outputs(output)] for output in (actual, expected))
     if not right or len(left) != len(right):
         return float("inf")
     worst = 0.0
