@@ -5,6 +5,7 @@ from collections import Counter
 
 from torch import nn
 from torch.fx import Graph
+from torch.nn.modules.batchnorm import _NormBase
 
 from curlfx.graph.traced import TracedModule
 
@@ -23,6 +24,8 @@ def lost_in_eval(model: nn.Module, graph: Graph) -> tuple[str, ...]:
             drops[kind.__name__] += _rate(module) > 0
         elif isinstance(module, nn.MultiheadAttention):
             attentions += module.dropout > 0
+        elif isinstance(module, _NormBase):
+            continue  # its mode is an argument of the op, which set_mode flips
         elif not kind.__module__.startswith("torch.nn.modules") and _branches_on_mode(kind):
             branches[kind.__name__] += 1
     notes = [

@@ -156,3 +156,22 @@ def test_attention_drops_in_training():
 def show_eval(traced):
     traced.module.eval()
     return show(traced)
+
+
+def test_a_normalisation_with_a_forward_of_its_own():
+    class NormAct(nn.BatchNorm2d):
+        def forward(self, x):
+            if self.training:
+                self.num_batches_tracked.add_(1)
+            y = functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+            )
+            return torch.relu(y)
+
+    model = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), NormAct(4)).double())
+    traced = trace(model, torch.randn(1, 3, 6, 6, dtype=torch.float64))
+    assert traced.notes == ()
+    inputs = [torch.randn(4, 3, 6, 6, dtype=torch.float64) for _ in range(2)]
+    for module in (model, traced.module):
+        gradient_steps(module, inputs, lambda y: y.square().mean())
+    assert_equal_states(traced.module, model)
