@@ -131,7 +131,7 @@ def _exported(model: nn.Module, inputs: tuple[Any, ...], dynamic: bool) -> _Expo
 
 def _exported_dynamic(model: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
     inputs = _fresh(inputs)
-    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    shapes = ShapesCollection()
     for leaf in pytree.tree_leaves(inputs):
         if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == _batch(inputs):
             shapes[leaf] = {0: Dim.DYNAMIC}
