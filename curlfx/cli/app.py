@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from curlfx.cli.decide import plan, score
+from curlfx.cli.job import report, run
 from curlfx.cli.look import explain, inspect
 from curlfx.cli.program import Program
 
@@ -19,8 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(inspect)
-app.command()(explain)
+for command in (run, inspect, explain, score, plan, report):
+    app.command()(command)
 
 
 @app.callback()

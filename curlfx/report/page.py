@@ -24,7 +24,7 @@ class PageContent:
         frozen: Per frozen site ``site``, ``width``, ``reason`` and ``node``.
         checks: Per verification ``name``, ``error`` and ``bound``.
         notes: Sentences about what tracing lost and what the checks could not cover.
-        timings: Per network ``name``, ``median``, ``p90``, ``p99``, ``min``, ``mean`` (ms) and ``cv``.
+        timings: Per network ``name``, ``median``, ``p90``, ``p99``, ``min``, ``mean`` (ms) and ``cov``.
         measurement: How the timings were taken, in one sentence.
         images: Number of test images.
         padding: Block of the padded MACs.

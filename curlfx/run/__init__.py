@@ -11,7 +11,7 @@ from typing import Any
 
 
 class _Run(ModuleType):
-    """This package, which the public name ``curlfx.run`` means too."""
+    """The package, which the public name ``curlfx.run`` means too."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As `curlfx.run.runner.run`."""

@@ -5,18 +5,15 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
-
 from curlfx.files import write_bytes
 from curlfx.importance import score as score_channels
 from curlfx.report.layers import frozen_rows, group_rows, layer_rows, to_csv
 from curlfx.run.directory import write_text
 from curlfx.run.job import Job
-from curlfx.run.subject import make_plan
+from curlfx.run.subject import make_plan, proxy_batches
 from curlfx.run.verify import GATED_BOUND, gated_vs_slim, require
 
 Result = dict[str, Any]
-PROXY_BATCH_VALUES = 256 * 3 * 64 * 64
 VERIFIED_IMAGES = 4
 
 
@@ -36,19 +33,18 @@ def couple(job: Job) -> Result:
 def score(job: Job) -> Result:
     """A score for every coupled channel, from training images."""
     config, device = job.config, job.subject.device
-    images = job.subject.data.proxy(config.proxy_images, config.seed)
-    batch = max(1, min(len(images), PROXY_BATCH_VALUES // images[0].numel()))
+    images = proxy_batches(job.subject.data, config.proxy_images, config.seed)
     traced = job.traced if device.type == "cpu" else copy.deepcopy(job.traced).to(device)
     found = score_channels(
         traced,
         job.coupling,
         config.importance,
-        data=torch.split(images, batch),
+        data=images,
         seed=config.seed,
         progress=job.progress,
     )
     write_bytes(job.checkpoint("scores.json"), found.to_json().encode())
-    return {"criterion": found.criterion, "images": len(images)}
+    return {"criterion": found.criterion, "images": sum(map(len, images))}
 
 
 def plan(job: Job) -> Result:

@@ -102,26 +102,29 @@ class ExportConfig(Section):
     """The ONNX files.
 
     Attributes:
-        opset: Operator set version; none means the exporter's own.
-        dynamic_batch: Take any batch size (else the batch of the example only).
+        opset: Operator set version; none takes the default of `curlfx.deploy.export_onnx`.
+        dynamic_batch: Take any batch size (else that of the example only).
+        single_file: Weights inside the file, as far as the 2 GB of one file reach.
     """
 
-    opset: Annotated[int, Field(ge=13, le=25)] | None = None
+    opset: Annotated[int, Field(ge=18, le=23)] | None = None
     dynamic_batch: bool = True
+    single_file: bool = True
 
 
 class BenchConfig(Section):
     """The measurement on onnxruntime, dense and slim interleaved.
 
-    Attributes:
-        rounds: Timed runs of each network.
-        threads: Intra-op threads of onnxruntime.
-        batch: Images in a run.
+    Attributes: as in `curlfx.deploy.BenchSettings`.
     """
 
-    rounds: Annotated[int, Field(ge=10)] = 300
+    batch_size: Count = 1
     threads: Count = 1
-    batch: Count = 1
+    provider: str = "cpu"
+    rounds: Annotated[int, Field(ge=2)] = 40
+    runs: Count = 5
+    warmup: Natural = 10
+    max_seconds: Positive | None = 120.0
 
 
 class RunConfig(Section):

@@ -21,6 +21,7 @@ from curlfx.sources import DataSource, check_fit, input_shape, load_data, load_m
 from curlfx.sources.source import SplitName
 
 EXAMPLES = 2
+PROXY_BATCH_VALUES = 256 * 3 * 64 * 64
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 
 
@@ -86,6 +87,16 @@ def make_plan(
         floor=config.floor,
         costs=costs,
     )
+
+
+def proxy_batches(data: DataSource, count: int, seed: int) -> tuple[Tensor, ...]:
+    """``count`` random training images for scoring, in batches that a small machine can hold in one forward pass.
+
+    Shapes: ``(B, C, H, W)`` each.
+    """
+    images = data.proxy(count, seed)
+    batch = max(1, min(len(images), PROXY_BATCH_VALUES // images[0].numel()))
+    return tuple(images[start : start + batch] for start in range(0, len(images), batch))
 
 
 def check_criterion(name: str) -> None:

@@ -70,7 +70,7 @@ def _fit(job: Job, network: nn.Module, config: TrainingConfig, stage: str, teach
 
 
 def _validation(job: Job) -> Loader:
-    """Held-out training images where the data has them; else test images, only to be shown: nothing is chosen by them."""
+    """Held-out training images where the data has them; else test images, only shown: nothing is chosen by them."""
     data = job.subject.data.to(job.subject.device)
     return data.loader("val" if "val" in data.splits else "test", EVALUATION_BATCH)
 

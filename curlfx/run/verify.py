@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from curlfx.coupling import Coupling, GroupId
+from curlfx.deploy.parity import relative_error
 from curlfx.errors import VerificationError
 from curlfx.graph.traced import TracedModel
 from curlfx.passes.gate import Gate, set_gates
 from curlfx.passes.slim import Slim
 
 GATED_BOUND = 1e-9
-ONNX_BOUND = 1e-4
 
 
 def gated_vs_slim(
@@ -38,21 +38,13 @@ def gated_vs_slim(
     slim = Slim(coupling, keep)(double)
     inputs = images.to(torch.float64)
     with torch.inference_mode():
-        return relative_error(gated.module.eval()(inputs), slim.module.eval()(inputs))
+        return _worst(gated.module.eval()(inputs), slim.module.eval()(inputs))
 
 
-def relative_error(wanted: object, found: object) -> float:
-    """Largest difference divided by the largest wanted value, the worst over all outputs; infinite where not finite."""
-    worst = 0.0
-    for a, b in zip(pytree.tree_leaves(wanted), pytree.tree_leaves(found), strict=True):
-        if not isinstance(a, Tensor):
-            continue
-        if a.shape != b.shape or not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-            return float("inf")
-        scale = float(a.abs().max()) if a.numel() else 0.0
-        difference = float((a - b).abs().max()) if a.numel() else 0.0
-        worst = max(worst, difference / scale if scale else difference)
-    return worst
+def _worst(wanted: object, found: object) -> float:
+    """Largest relative error over all tensors of two outputs."""
+    pairs = zip(pytree.tree_leaves(wanted), pytree.tree_leaves(found), strict=True)
+    return max(relative_error(a.numpy(), b.numpy()) for a, b in pairs if isinstance(a, Tensor))
 
 
 def require(name: str, error: float, bound: float) -> None:

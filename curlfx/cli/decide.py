@@ -1,0 +1,119 @@
+"""Commands that decide what goes: ``score`` and ``plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from curlfx.cli.network import Classes, Frozen, Model, Seed, Shape, Weights, open_coupling, open_network
+from curlfx.cli.tables import show_table
+from curlfx.errors import PlanError, TargetError
+from curlfx.files import write_bytes
+from curlfx.importance import Scores
+from curlfx.importance import score as score_channels
+from curlfx.planning import Amount, SlimPlan
+from curlfx.planning import plan as make_plan
+from curlfx.progress import RichProgress
+from curlfx.report.layers import group_rows
+from curlfx.report.text import count, share
+from curlfx.run.subject import check_criterion, proxy_batches
+from curlfx.sources import check_fit, load_data
+
+Data = Annotated[str | None, typer.Option(help="training images that data-driven criteria look at")]
+Out = Annotated[Path, typer.Option(help="file to write")]
+
+
+def score(
+    model: Model,
+    out: Out = Path("scores.json"),
+    importance: Annotated[str, typer.Option(help="criterion")] = "kl",
+    data: Data = None,
+    weights: Weights = None,
+    proxy_images: Annotated[int, typer.Option(min=1, help="how many images of the data")] = 256,
+    shape: Shape = None,
+    classes: Classes = None,
+    ignore: Frozen = None,
+    seed: Seed = 0,
+) -> None:
+    """Score every coupled channel of a network, higher stays, and write the scores as JSON."""
+    check_criterion(importance)
+    traced = open_network(model, weights=weights, shape=shape, classes=classes)
+    coupling = open_coupling(traced, ignore)
+    images = None
+    if data is not None:
+        source = load_data(data, shape=tuple(traced.example_inputs[0].shape[1:]))
+        check_fit(traced.module, source)
+        images = proxy_batches(source, proxy_images, seed)
+    with RichProgress() as progress:
+        found = score_channels(traced, coupling, importance, data=images, seed=seed, progress=progress)
+    write_bytes(out, found.to_json().encode())
+    print(f"{out}: {coupling.total} channels in {len(coupling.groups)} groups by {importance}")
+
+
+def plan(
+    model: Model,
+    scores: Annotated[Path, typer.Option(help="scores.json of 'curlfx score'")] = Path("scores.json"),
+    out: Out = Path("plan.json"),
+    target: Annotated[list[str] | None, typer.Option(metavar="KEY=AMOUNT", help="like macs=50% (the default)")] = None,
+    round_to: Annotated[str, typer.Option(help="kept widths are multiples of this, or auto")] = "auto",
+    allocation: Annotated[Literal["global", "uniform"], typer.Option(help="who gives how much")] = "global",
+    floor: Annotated[float, typer.Option(help="share of every group that always stays")] = 0.3,
+    shape: Shape = None,
+    classes: Classes = None,
+    ignore: Frozen = None,
+) -> None:
+    """Choose the channels that stay, so that a target is just met, and write the plan as JSON."""
+    targets = parsed_targets(target or ["macs=50%"])
+    ranking = read_scores(scores)
+    traced = open_network(model, shape=shape, classes=classes)
+    coupling = open_coupling(traced, ignore)
+    found = make_plan(
+        traced,
+        coupling,
+        ranking,
+        targets,
+        round_to="auto" if round_to == "auto" else _whole(round_to),
+        allocation=allocation,
+        floor=floor,
+    )
+    found.save(out)
+    show_plan(found)
+    rows = [(row["id"], str(row["width"]), str(row["kept"])) for row in group_rows(coupling, found.keep)]
+    show_table(("group", "before", "after"), rows)
+    print(out)
+
+
+def show_plan(found: SlimPlan) -> None:
+    """Cost before and after."""
+    before, after = found.before.as_dict(), found.after.as_dict()
+    rows = [(key, count(before[key]), count(after[key]), share(after[key], before[key])) for key in before]
+    show_table(("cost", "dense", "slim", "share"), rows)
+
+
+def read_scores(path: Path) -> Scores:
+    """Scores from a file. Raises: PlanError naming it."""
+    try:
+        return Scores.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: cannot read scores: {error}; make them with 'curlfx score'") from error
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
+
+
+def parsed_targets(texts: list[str]) -> dict[str, Amount]:
+    """``["macs=50%"]`` as a mapping. Raises: TargetError."""
+    targets: dict[str, Amount] = {}
+    for text in texts:
+        key, separator, amount = text.partition("=")
+        if not separator:
+            raise TargetError(f"--target {text}: want KEY=AMOUNT, like macs=50%")
+        targets[key.strip()] = amount.strip()
+    return targets
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise TargetError(f"--round-to {text}: want 'auto' or a whole number of at least 1")
+    return int(text)

@@ -1,0 +1,94 @@
+"""The stages that hand the network over: export, verification on onnxruntime, measurement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from curlfx.deploy import BenchEntry, BenchSettings, export_onnx, parity
+from curlfx.deploy import bench as measure
+from curlfx.graph.traced import TracedModel
+from curlfx.passes.fold_batch_norm import FoldBatchNorm
+from curlfx.passes.pipeline import run
+from curlfx.passes.scrub_denormals import ScrubDenormals
+from curlfx.run.config import RunConfig
+from curlfx.run.job import Job
+
+Result = dict[str, Any]
+FILES = {"dense": "dense.onnx", "slim": "slim.onnx"}
+OTHER_BATCH = 3
+
+
+def export(job: Job) -> Result:
+    """Write both networks as ONNX, BatchNorm folded and denormal weights zeroed."""
+    found: Result = {}
+    for name, network in (("dense", job.traced), ("slim", job.slim)):
+        file = write_onnx(network, job.file(FILES[name]), job.config)
+        found[name] = {"size_bytes": file.size_bytes, "opset": file.opset, "operators": file.operators}
+    return found
+
+
+def write_onnx(network: TracedModel, path: Path, config: RunConfig) -> Any:
+    """Export one network for inference; what the file holds. Raises: as `curlfx.deploy.export_onnx`."""
+    network.module.eval()
+    ready, _ = run(network, [FoldBatchNorm(), ScrubDenormals()], own_weights=False)
+    dynamic = config.export.dynamic_batch and network.dynamic_batch
+    return export_onnx(
+        ready.module,
+        ready.example_inputs,
+        path,
+        dynamic_batch=dynamic,
+        opset=config.export.opset,
+        single_file=config.export.single_file,
+    )
+
+
+def verify(job: Job) -> Result:
+    """Compare both files on onnxruntime with the networks in torch, for one image and for several."""
+    images, checks = job.test_images(OTHER_BATCH), []
+    for name, network in (("dense", job.traced), ("slim", job.slim)):
+        found = parity(network.module, job.file(FILES[name]), (images,), (1, OTHER_BATCH))
+        for one in found.deviations:
+            title = f"torch vs onnx, {name}, {one.output}, batch {one.batch}"
+            checks.append({"name": title, "error": one.relative, "bound": found.tolerance})
+        job.say(f"torch vs onnx, {name}: {found.worst:.1e}")
+    return {"checks": checks}
+
+
+def bench(job: Job) -> Result:
+    """Time both files on onnxruntime, turn and turn about."""
+    settings = BenchSettings(**job.config.bench.model_dump(), seed=job.config.seed)
+    found = measure([job.file(FILES[name]) for name in FILES], settings, progress=job.progress)
+    entries = dict(zip(FILES, found.entries, strict=True))
+    surroundings = dict(found.environment)
+    versions = surroundings.pop("versions")
+    speedup = entries["slim"].speedup
+    ratio = speedup.ratio if speedup is not None else 1.0
+    interval = f" (95 % interval {speedup.low:.2f} to {speedup.high:.2f})" if speedup is not None else ""
+    job.say(f"speed-up {ratio:.2f}{interval}")
+    for warning in found.warnings:
+        job.say(f"note: {warning}")
+    return {
+        "speedup": ratio,
+        "latency_ms": {name: _latency(entry) for name, entry in entries.items()},
+        "timings": [{"name": name, **entry.latency_ms.to_json()} for name, entry in entries.items()],
+        "measurement": (
+            f"onnxruntime, {settings.provider}, threads {settings.threads}, batch {settings.batch_size}: "
+            f"{found.rounds} interleaved rounds of {settings.runs} runs each; speed-up {ratio:.2f}{interval}"
+        ),
+        "warnings": list(found.warnings),
+        "versions": versions,
+        "device": {
+            "training": str(job.subject.device),
+            "provider": settings.provider,
+            "threads": settings.threads,
+            "batch_size": settings.batch_size,
+            **surroundings,
+        },
+        "padding": job.cost.block,
+    }
+
+
+def _latency(entry: BenchEntry) -> dict[str, float]:
+    found = entry.latency_ms
+    return {"median": found.median, "p90": found.p90, "p99": found.p99, "min": found.min, "mean": found.mean}
