@@ -4,28 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes.
-
-    Shapes: x ``(N, in_channels, H, W)``; y ``(N, channels, ceil(H / stride), ceil(W / stride))``.
-    """
-
-    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != channels:
-            projection = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
-            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``relu(shortcut(x) + residual(x))``."""
-        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(residual + self.shortcut(x))
+from curlfx.models.blocks import BasicBlock, plain_block
 
 
 class DigitsNet(nn.Module):
@@ -38,11 +17,11 @@ class DigitsNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(1, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.stage1 = nn.Sequential(*(ResidualBlock(width, width) for _ in range(blocks)))
-        self.stage2 = nn.Sequential(
-            ResidualBlock(width, 2 * width, stride=2),
-            *(ResidualBlock(2 * width, 2 * width) for _ in range(blocks - 1)),
-        )
+        self.stage1 = nn.Sequential(*(plain_block(width) for _ in range(blocks)))
+        projection = nn.Conv2d(width, 2 * width, 1, stride=2, bias=False)
+        shortcut = nn.Sequential(projection, nn.BatchNorm2d(2 * width))
+        first = BasicBlock(width, 2 * width, 2, shortcut)
+        self.stage2 = nn.Sequential(first, *(plain_block(2 * width) for _ in range(blocks - 1)))
         self.head = nn.Linear(2 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from curlfx.models.blocks import BasicBlock, plain_block
+
 
 class SubsampledIdentity(nn.Module):
     """Shortcut option A: every ``stride``-th pixel, zero channels added equally on both sides.
@@ -25,29 +27,6 @@ class SubsampledIdentity(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the subsampled, padded input."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside an identity shortcut.
-
-    Shapes: x ``(N, in_channels, H, W)``; y ``(N, channels, ceil(H / stride), ceil(W / stride))``.
-    """
-
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        changes_shape = stride != 1 or in_channels != channels
-        self.shortcut: nn.Module = (
-            SubsampledIdentity(stride, (channels - in_channels) // 2) if changes_shape else nn.Identity()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``relu(shortcut(x) + residual(x))``."""
-        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(residual + self.shortcut(x))
 
 
 class CifarResNet(nn.Module):
@@ -77,8 +56,9 @@ class CifarResNet(nn.Module):
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(in_channels, channels, stride)
-    return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
+    shortcut = nn.Identity() if stride == 1 else SubsampledIdentity(stride, (channels - in_channels) // 2)
+    first = BasicBlock(in_channels, channels, stride, shortcut)
+    return nn.Sequential(first, *(plain_block(channels) for _ in range(blocks - 1)))
 
 
 def _factory(depth: int) -> Callable[..., CifarResNet]:
