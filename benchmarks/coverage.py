@@ -120,7 +120,8 @@ def _measure(entry: Entry, row: Row, watch: Stopwatch, *, keep_ratio: float, see
         with torch.no_grad():
             whole = traced.module.eval()(*inputs)
             output = slim.module.eval()(*inputs)
-            set_gates(gated.module, torch.from_numpy(alive))
+            if coupling.total:
+                set_gates(gated.module, torch.from_numpy(alive))
             expected = gated.module.eval()(*inputs)
         row["gated_vs_slim"] = relative_error(output, expected)
         row["effect"] = relative_error(output, whole) if keep else None

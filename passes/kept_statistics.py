@@ -86,6 +86,7 @@ def _normalised(graph: Graph, source: Node, masks: list[Node], axes: list[int], 
     for factor in masks:
         mask = call(_ops.mul.Tensor, (mask, factor))
     count = call(_ops.sum.dim_IntList, (mask, axes, True))
+    count = call(_ops.clamp_min.default, (count, torch.finfo(torch.float32).tiny))  # a group may be gone as a whole
 
     def average(value: Node) -> Node:
         total = call(_ops.sum.dim_IntList, (call(_ops.mul.Tensor, (value, mask)), axes, True))

@@ -48,6 +48,8 @@ class Laboratory:
         if statistics not in self._gated:
             self._gated[statistics] = run(self.traced, [Gate(self.coupling, statistics=statistics)])[0]
         twin = self._gated[statistics]
+        if not self.coupling.total:
+            return twin  # frozen whole: there is nothing to gate
         set_gates(twin.module, torch.from_numpy(self.coupling.alive(keep)))
         return twin
 

@@ -37,13 +37,16 @@ def _dispatch(call: OpCall, *, out_axis: int, in_axis: int) -> Arrays:
     channels, groups = shape[1], int(call.number("groups", 1))
     if groups == 1:
         arrays = _dense(call, out_axis, in_axis)
-    elif call.arg("weight").op != "get_attr" or out_axis != 0:
+    elif call.arg("weight").op != "get_attr":
         call.freeze(call.arrays("input") + call.arrays("weight"), "grouped convolution with a computed weight")
         return ()
-    elif groups == channels:
+    elif groups == channels and (out_axis == 0 or call.shape("weight")[1] == 1):
         arrays = _depthwise(call, channels)
-    else:
+    elif out_axis == 0:
         arrays = _grouped(call, groups)
+    else:
+        call.freeze(call.arrays("input") + call.arrays("weight"), "grouped transposed convolution")
+        return ()
     return with_bias(call, arrays, "bias", 1)
 
 
@@ -110,7 +113,10 @@ def _grouped(call: OpCall, groups: int) -> Arrays:
     if out is None or vector is None:
         call.freeze([labels for labels in (out, vector, columns) if labels is not None], "grouped convolution")
         return batch
-    call.balance(out.reshape(groups, -1))
+    if weight[0] == groups:
+        call.freeze([out], "every group of the convolution makes only this one channel, and whole groups stay")
+    else:
+        call.balance(out.reshape(groups, -1))
     call.produce([out])
     call.read("input")
     if per_group > 1:

@@ -199,6 +199,13 @@ def conv_groups(call: Resizing) -> None:
         call.set("groups", groups)
 
 
+def depthwise_groups(call: Resizing) -> None:
+    """Transposed convolution: groups follow the channels where it is depthwise, else they stay."""
+    source = call.get("input")
+    if call.get("groups", 1) == call.old(source)[1] != call.new(source)[1]:
+        call.set("groups", call.new(source)[1])
+
+
 def norm_shape(call: Resizing) -> None:
     """layer_norm, rms_norm: the normalised shape is the input's trailing one."""
     written = list(call.get("normalized_shape"))
@@ -241,6 +248,9 @@ RESIZE: Mapping[str, Callable[[Resizing], None]] = {
     "conv1d": conv_groups,
     "conv2d": conv_groups,
     "conv3d": conv_groups,
+    "conv_transpose1d": depthwise_groups,
+    "conv_transpose2d": depthwise_groups,
+    "conv_transpose3d": depthwise_groups,
     "layer_norm": norm_shape,
     "rms_norm": norm_shape,
     "group_norm": norm_groups,
