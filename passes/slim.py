@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -51,8 +52,7 @@ class Slim(Pass):
         for node in list(graph.graph.nodes):
             if node.op == "call_function":
                 self._resize(graph, node, old, new, alive)
-        for name in dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "get_attr"):
-            self._gather(graph, name, alive)
+        graph.set_parameters(self._gathered(graph, alive))
         graph.recompile()
         return True
 
@@ -69,13 +69,16 @@ class Slim(Pass):
                         f"its labels say {want}; a bug in this pass, please report it with the network"
                     )
 
-    def _gather(self, graph: TracedModel, name: str, alive: Bools) -> None:
-        tensor = graph.parameter(name)
-        arrays = self.coupling.parameter_labels(name)
+    def _gathered(self, graph: TracedModel, alive: Bools) -> dict[str, Tensor]:
+        """Parameters that lose channels, by name; nothing is made for the others."""
+        result = {}
         with torch.no_grad():
-            kept = compact(tensor, arrays, alive)
-        if kept is not tensor:
-            graph.set_parameter(name, kept)
+            for name in dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "get_attr"):
+                tensor = graph.parameter(name)
+                kept = compact(tensor, self.coupling.parameter_labels(name), alive)
+                if kept is not tensor:
+                    result[name] = kept
+        return result
 
     def _resize(
         self,
@@ -94,7 +97,8 @@ class Slim(Pass):
             return np.asarray(found.reshape(-1, old[of][axis])[0])
 
         def renumber(index: Node, change: Callable[[Tensor], Tensor]) -> Node:
-            name = f"curlfx_index_{node.name}"
+            taken = graph.tensors()
+            name = next(n for i in itertools.count() if (n := f"curlfx_index_{i}") not in taken)
             graph.add_buffer(name, change(Constants(graph)(index).cpu()))
             return graph.node_of(name)
 

@@ -133,11 +133,19 @@ class OpCall:
         self.store.producers.extend(array.reshape(-1) for array in arrays)
 
     def keep_only(self, arrays: Arrays, axes: Sequence[int], reason: str) -> Arrays:
-        """The arrays that vary only along ``axes``; the others are frozen with ``reason``."""
+        """The arrays as they vary along ``axes`` only.
+
+        Labels whose innermost axis is another one are frozen with ``reason``; outer axes (blocks) are tied together.
+        """
         allowed = set(axes)
-        kept = tuple(array for array in arrays if set(support(array)) <= allowed)
-        self.freeze([array for array in arrays if not set(support(array)) <= allowed], reason)
-        return kept
+        result = []
+        for array in arrays:
+            varying = support(array)
+            if varying[-1] not in allowed:
+                self.freeze(array, reason)
+            else:
+                result.append(self.project(array, tuple(axis for axis in varying if axis in allowed)))
+        return tuple(result)
 
 
 def concrete(value: Any) -> Any:
