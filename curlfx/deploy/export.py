@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import logging
 import os
 import shutil
@@ -51,6 +52,8 @@ def export_onnx(
     wanted = OPSET if opset is None else opset
     if wanted not in OPSETS:
         raise ConfigError(f"opset = {opset}: want one of {OPSETS[0]} to {OPSETS[-1]}")
+    if not path.parent.is_dir():  # before the work, not after it
+        raise unwritable(path, FileNotFoundError(errno.ENOENT, f"no folder {path.parent}"))
     module, inputs = _ready(module, tuple(example_inputs), dynamic_batch=dynamic_batch)
     program = _translate(module, inputs, wanted, dynamic_batch=dynamic_batch)
     _name_outputs(program)

@@ -7,6 +7,7 @@ from typing import Any
 
 import onnxruntime
 
+from curlfx.deploy.environment import cores
 from curlfx.deploy.model_file import read_onnx
 from curlfx.errors import ConfigError, ModelError
 
@@ -19,6 +20,7 @@ PROVIDERS = {
     "coreml": "CoreMLExecutionProvider",
     "directml": "DmlExecutionProvider",
 }
+MOST_THREADS_PER_CORE = 8  # more only stop the machine
 _ERRORS_ONLY = 3
 
 
@@ -45,8 +47,9 @@ def open_session(path: Path, *, provider: str = "cpu", threads: int = 0) -> Any:
     Raises: ConfigError for a provider that is not there; ModelError for a file that is missing, damaged or refused.
     """
     name = provider_name(provider)
-    if threads < 0:
-        raise ConfigError(f"threads = {threads}: want 0 (all cores) or more")
+    most = MOST_THREADS_PER_CORE * cores()
+    if not 0 <= threads <= most:
+        raise ConfigError(f"threads = {threads}: want 0 (all {cores()} cores) to {most}")
     read_onnx(path)  # says what is wrong with a file; onnxruntime only says that something is
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

@@ -39,14 +39,21 @@ def net() -> nn.Module:
     return Net().eval()
 
 
+SMALL = nn.Conv2d(3, 2, 1)
 IMAGES = (torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(2)),)
 
 
-def test_the_file_holds_constants_and_named_outputs(tmp_path):
-    path = tmp_path / "net.onnx"
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "net.onnx"
     made = export_onnx(net(), IMAGES, path)
-    assert list(tmp_path.iterdir()) == [path]
     assert made == check_onnx(path)
+    return path
+
+
+def test_the_file_holds_constants_and_named_outputs(exported):
+    assert list(exported.parent.iterdir()) == [exported]
+    path, made = exported, check_onnx(exported)
     assert made.inputs == {"x": ("batch", 3, 6, 6)}
     assert made.outputs == {"out": ("batch", 5), "aux": ("batch", 8)}
     assert made.size_bytes == path.stat().st_size
@@ -88,13 +95,12 @@ def test_opsets_out_of_range(opset, tmp_path):
         export_onnx(net(), IMAGES, tmp_path / "net.onnx", opset=opset)
 
 
-def test_weights_beside_the_graph(tmp_path):
+def test_weights_beside_the_graph(exported, tmp_path):
     path = tmp_path / "net.onnx"
-    whole = export_onnx(net(), IMAGES, tmp_path / "whole.onnx")
     made = export_onnx(net(), IMAGES, path, single_file=False)
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data", "whole.onnx"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
     assert made.size_bytes == sum((tmp_path / name).stat().st_size for name in ("net.onnx", "net.onnx.data"))
-    assert made.operators == whole.operators
+    assert made.operators == check_onnx(exported).operators
     assert parity(net(), path, IMAGES).passed
 
 
@@ -122,12 +128,12 @@ class Deciding(nn.Module):
 
 class FixedBatch(nn.Module):
     def forward(self, x):
-        return x.reshape(4, -1)
+        return x.reshape(4, 9)
 
 
 @pytest.mark.parametrize(
     ("module", "reason"),
-    [(Untranslatable(), "linalg_eigvals|eig"), (Deciding(), "data-dependent|guard"), (FixedBatch(), "dynamic_batch=False")],
+    [(Untranslatable(), "linalg_eigvals"), (Deciding(), "data-dependent|guard"), (FixedBatch(), "dynamic_batch=False")],
 )
 def test_what_cannot_be_exported_leaves_nothing(module, reason, tmp_path):
     with pytest.raises(ModelError, match=reason) as caught:
@@ -139,7 +145,7 @@ def test_what_cannot_be_exported_leaves_nothing(module, reason, tmp_path):
 @pytest.mark.parametrize("single_file", [True, False])
 def test_a_folder_that_is_not_there(single_file, tmp_path):
     with pytest.raises(OutputError, match="cannot write"):
-        export_onnx(net(), IMAGES, tmp_path / "absent" / "net.onnx", single_file=single_file)
+        export_onnx(SMALL, IMAGES, tmp_path / "absent" / "net.onnx", single_file=single_file)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -154,25 +160,24 @@ def test_a_full_disk_keeps_the_old_file(single_file, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", full)
     monkeypatch.setattr(torch.onnx.ONNXProgram, "save", full)
     with pytest.raises(OutputError, match="No space left"):
-        export_onnx(net(), IMAGES, path, single_file=single_file)
+        export_onnx(SMALL, IMAGES, path, single_file=single_file)
     assert [one.name for one in tmp_path.iterdir()] == ["net.onnx"]
     assert path.read_bytes() == b"old"
 
 
-def test_parity_sees_one_wrong_weight(tmp_path):
-    made = export_onnx(net(), IMAGES, tmp_path / "net.onnx")
+def test_parity_sees_one_wrong_weight(exported):
     other = net()
     with torch.no_grad():
         other.head.bias[2] += 0.05
-    report = parity(other, made.path, IMAGES)
+    report = parity(other, exported, IMAGES)
     assert not report.passed
     assert {one.output for one in report.deviations if one.relative > report.tolerance} == {"out"}
-    with pytest.raises(VerificationError, match="output 'out' at batch . is off by"):
+    with pytest.raises(VerificationError, match=r"output 'out' at batch . is off by"):
         report.require()
 
 
 def test_parity_refuses_another_networks_file(tmp_path):
-    made = export_onnx(nn.Conv2d(3, 2, 1), IMAGES, tmp_path / "net.onnx")
+    made = export_onnx(SMALL, IMAGES, tmp_path / "net.onnx")
     with pytest.raises(ModelError, match="1 outputs, the network 2"):
         parity(net(), made.path, IMAGES)
     with pytest.raises(ModelError, match="1 inputs, the network 2"):
@@ -191,10 +196,9 @@ def test_relative_error():
     assert relative_error(ones, ones * np.nan) == np.inf
 
 
-def test_an_unchecked_file(tmp_path):
+def test_a_file_that_someone_damaged(exported, tmp_path):
     path = tmp_path / "net.onnx"
-    made = export_onnx(net(), IMAGES, path)
-    model = onnx.load(made.path)
+    model = onnx.load(exported)
     model.graph.node[0].input[0] = "nothing"
     onnx.save(model, path)
     with pytest.raises(ModelError, match="checker refuses"):
