@@ -1,5 +1,6 @@
 """Plans: which channels stay, so that a target is met."""
 
+from curlfx.planning.apply import slim
 from curlfx.planning.choose import plan, plan_from_widths, resolve_round_to
 from curlfx.planning.slim_plan import Fingerprint, SlimPlan
 from curlfx.planning.target import Amount, Target, parse_targets
@@ -13,4 +14,5 @@ __all__ = [
     "plan",
     "plan_from_widths",
     "resolve_round_to",
+    "slim",
 ]
