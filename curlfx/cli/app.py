@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from curlfx.cli.check import bench, verify
 from curlfx.cli.decide import plan, score
 from curlfx.cli.job import report, run
 from curlfx.cli.look import explain, inspect
+from curlfx.cli.make import export, slim
 from curlfx.cli.program import Program
 
 app = typer.Typer(
@@ -21,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run, inspect, explain, score, plan, report):
+for command in (run, inspect, explain, score, plan, slim, export, verify, bench, report):
     app.command()(command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from typing import Any
 
 from curlfx.files import write_bytes
@@ -11,7 +12,7 @@ from curlfx.report.layers import frozen_rows, group_rows, layer_rows, to_csv
 from curlfx.run.directory import write_text
 from curlfx.run.job import Job
 from curlfx.run.subject import make_plan, proxy_batches
-from curlfx.run.verify import GATED_BOUND, gated_vs_slim, require
+from curlfx.run.verify import VerifyReport, gated_vs_slim
 
 Result = dict[str, Any]
 VERIFIED_IMAGES = 4
@@ -62,13 +63,13 @@ def slim(job: Job) -> Result:
     Raises: VerificationError.
     """
     images = job.test_images(VERIFIED_IMAGES)
-    error = gated_vs_slim(job.traced, job.coupling, job.plan.keep, images)
-    job.say(f"gated vs slim in float64: {error:.1e}")
-    require("gated vs slim", error, GATED_BOUND)
+    check = gated_vs_slim(job.traced, job.coupling, job.plan.keep, images)
+    job.say(f"{check.name}: {check.error:.1e}")
+    VerifyReport((check,)).require()
     rows = layer_rows(job.traced, job.slim, job.coupling, job.cost, job.alive)
     write_text(job.file("layers.csv"), to_csv(rows))
     return {
-        "gated_vs_slim": error,
+        "check": asdict(check),
         "groups": group_rows(job.coupling, job.plan.keep),
         "frozen": frozen_rows(job.coupling),
         "statistics_change": [group.id for group in job.coupling.groups if group.statistics_change],

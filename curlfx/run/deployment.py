@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from curlfx.deploy import BenchEntry, BenchSettings, export_onnx, parity
+from curlfx.deploy import BenchEntry, BenchSettings, OnnxFile, export_onnx
 from curlfx.deploy import bench as measure
 from curlfx.graph.traced import TracedModel
 from curlfx.passes.fold_batch_norm import FoldBatchNorm
 from curlfx.passes.pipeline import run
 from curlfx.passes.scrub_denormals import ScrubDenormals
-from curlfx.run.config import RunConfig
+from curlfx.run.config import ExportConfig
 from curlfx.run.job import Job
+from curlfx.run.verify import OTHER_BATCH, torch_vs_onnx
 
 Result = dict[str, Any]
 FILES = {"dense": "dense.onnx", "slim": "slim.onnx"}
-OTHER_BATCH = 3
 
 
 def export(job: Job) -> Result:
     """Write both networks as ONNX, BatchNorm folded and denormal weights zeroed."""
     found: Result = {}
     for name, network in (("dense", job.traced), ("slim", job.slim)):
-        file = write_onnx(network, job.file(FILES[name]), job.config)
+        file = write_onnx(network, job.file(FILES[name]), job.config.export)
         found[name] = {"size_bytes": file.size_bytes, "opset": file.opset, "operators": file.operators}
     return found
 
 
-def write_onnx(network: TracedModel, path: Path, config: RunConfig) -> Any:
+def write_onnx(network: TracedModel, path: Path, config: ExportConfig) -> OnnxFile:
     """Export one network for inference; what the file holds. Raises: as `curlfx.deploy.export_onnx`."""
     network.module.eval()
     ready, _ = run(network, [FoldBatchNorm(), ScrubDenormals()], own_weights=False)
-    dynamic = config.export.dynamic_batch and network.dynamic_batch
+    dynamic = config.dynamic_batch and network.dynamic_batch
     return export_onnx(
         ready.module,
         ready.example_inputs,
         path,
         dynamic_batch=dynamic,
-        opset=config.export.opset,
-        single_file=config.export.single_file,
+        opset=config.opset,
+        single_file=config.single_file,
     )
 
 
@@ -47,12 +48,10 @@ def verify(job: Job) -> Result:
     """Compare both files on onnxruntime with the networks in torch, for one image and for several."""
     images, checks = job.test_images(OTHER_BATCH), []
     for name, network in (("dense", job.traced), ("slim", job.slim)):
-        found = parity(network.module, job.file(FILES[name]), (images,), (1, OTHER_BATCH))
-        for one in found.deviations:
-            title = f"torch vs onnx, {name}, {one.output}, batch {one.batch}"
-            checks.append({"name": title, "error": one.relative, "bound": found.tolerance})
-        job.say(f"torch vs onnx, {name}: {found.worst:.1e}")
-    return {"checks": checks}
+        found = torch_vs_onnx(name, network, job.file(FILES[name]), images)
+        job.say(f"torch vs onnx, {name}: {max(check.error for check in found):.1e}")
+        checks += found
+    return {"checks": [asdict(check) for check in checks]}
 
 
 def bench(job: Job) -> Result:

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -109,10 +110,11 @@ class RunDirectory:
         self._save()
 
     def log(self, line: str) -> None:
-        """Append one line to ``log.txt``. Raises: OutputError."""
+        """Append one line to ``log.txt``, with the time. Raises: OutputError."""
+        time = datetime.now(tz=UTC).astimezone().isoformat(sep=" ", timespec="seconds")
         try:
             with (self.path / "log.txt").open("a") as stream:
-                stream.write(line + "\n")
+                stream.write(f"{time}  {line}\n")
         except OSError as error:
             raise unwritable(self.path / "log.txt", error) from error
 

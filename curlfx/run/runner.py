@@ -104,6 +104,7 @@ def _resumed(request: RunConfig, progress: Progress | None, say: Say) -> RunResu
 def _finish(job: Job) -> RunResult:
     directory = job.directory
     job.say(f"run directory {directory.path}")
+    job.say(_what(job))
     try:
         for name, stage in STAGES.items():
             if name in directory.done:
@@ -124,6 +125,13 @@ def _result(directory: RunDirectory) -> RunResult:
     if not result.passed:
         raise VerificationError(f"verification {verdict(result.summary)}; see {directory.path / 'report.html'}")
     return result
+
+
+def _what(job: Job) -> str:
+    config, data = job.config, job.subject.data
+    images = f"{data.size('train')} training and {data.size('test')} test images of {data.name}"
+    target = ", ".join(f"{key} {amount}" for key, amount in config.target.as_mapping().items())
+    return f"{config.model}, {images}, target {target}, importance {config.importance}, seed {config.seed}"
 
 
 def _name(config: RunConfig) -> str:

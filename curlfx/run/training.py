@@ -20,18 +20,19 @@ def train(job: Job) -> Result:
             job.say("no weights and train.epochs=0: the dense network keeps its random weights")
         return {"epochs": 0}
     found = _fit(job, job.subject.model, job.config.train, "train", None)
+    job.say(f"trained the dense network for {len(found.history)} epochs in {found.seconds:.1f} s")
     save_tensors(job.subject.model, job.checkpoint("dense.safetensors"))
     return {"epochs": len(found.history), "accuracy": found.accuracy}
 
 
 def judge_dense(job: Job) -> Result:
     """Accuracy of the dense network on the test images."""
-    return {"accuracy": _accuracy(job, job.dense, "dense")}
+    return {"accuracy": _accuracy(job, job.dense, "dense", "of the dense network")}
 
 
 def judge_unrecovered(job: Job) -> Result:
     """Accuracy straight after slimming."""
-    return {"accuracy": _accuracy(job, job.slim.module, "unrecovered")}
+    return {"accuracy": _accuracy(job, job.slim.module, "unrecovered", "straight after slimming")}
 
 
 def recover(job: Job) -> Result:
@@ -40,13 +41,15 @@ def recover(job: Job) -> Result:
     found = FitResult((), 0.0)
     if settings.epochs:
         found = _fit(job, network, settings, "recover", job.dense if settings.distillation else None)
+        job.say(f"recovered the slim network for {len(found.history)} epochs in {found.seconds:.1f} s")
     save_tensors(network, job.file("slim.safetensors"), plan="plan.json")
     return {"epochs": len(found.history), "accuracy": found.accuracy}
 
 
 def judge_slim(job: Job) -> Result:
     """Accuracy of the slim network on the test images."""
-    return {"accuracy": _accuracy(job, job.slim.module, "slim"), "images": job.subject.data.size("test")}
+    accuracy = _accuracy(job, job.slim.module, "slim", "of the slim network")
+    return {"accuracy": accuracy, "images": job.subject.data.size("test")}
 
 
 def _fit(job: Job, network: nn.Module, config: TrainingConfig, stage: str, teacher: nn.Module | None) -> FitResult:
@@ -75,6 +78,8 @@ def _validation(job: Job) -> Loader:
     return data.loader("val" if "val" in data.splits else "test", EVALUATION_BATCH)
 
 
-def _accuracy(job: Job, network: nn.Module, stage: str) -> float:
+def _accuracy(job: Job, network: nn.Module, stage: str, which: str) -> float:
     loader = job.subject.data.to(job.subject.device).loader("test", EVALUATION_BATCH)
-    return evaluate(network, loader, device=str(job.subject.device), stage=stage, progress=job.progress)
+    accuracy = evaluate(network, loader, device=str(job.subject.device), stage=stage, progress=job.progress)
+    job.say(f"accuracy {which}: {accuracy:.4f}")
+    return accuracy

@@ -4,50 +4,135 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from curlfx.coupling import Coupling, GroupId
+from curlfx.coupling import Coupling, GroupId, couple
+from curlfx.deploy import parity
 from curlfx.deploy.parity import relative_error
 from curlfx.errors import VerificationError
 from curlfx.graph.traced import TracedModel
 from curlfx.passes.gate import Gate, set_gates
 from curlfx.passes.slim import Slim
+from curlfx.planning import SlimPlan
 
+GATED = "gated vs slim, float64"
 GATED_BOUND = 1e-9
+OTHER_BATCH = 3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of two forms of the same network.
+
+    Attributes:
+        name: What was compared.
+        error: Largest difference of the outputs divided by the largest wanted output.
+        bound: The largest error that passes.
+    """
+
+    name: str
+    error: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is a number within the bound."""
+        return self.error <= self.bound
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """All comparisons of one network.
+
+    Attributes:
+        checks: In the order they were made.
+    """
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    def require(self) -> None:
+        """Insist. Raises: VerificationError naming every check that failed."""
+        failed = [
+            f"{one.name}: off by {one.error:.1e}, want at most {one.bound:.0e}" for one in self.checks if not one.passed
+        ]
+        if failed:
+            raise VerificationError("; ".join(failed))
+
+
+def verify(
+    traced: TracedModel,
+    plan: SlimPlan,
+    images: Tensor,
+    *,
+    coupling: Coupling | None = None,
+    slim: TracedModel | None = None,
+    files: Mapping[str, Path] = MappingProxyType({}),
+) -> VerifyReport:
+    """Check a plan on a network, and ONNX files against the networks they were made from.
+
+    Args:
+        traced: The dense network.
+        plan: What was removed.
+        images: Images to compare on.
+        coupling: As the plan was made with; none finds it again.
+        slim: The slim network as it is now, with recovered weights; none slims ``traced``.
+        files: ONNX files to compare, by ``dense`` and ``slim``.
+
+    Shapes: images ``(N, C, H, W)``.
+    Raises: PlanError when the plan is for another network; ModelError for a file that cannot be run.
+    """
+    coupling = coupling or couple(traced)
+    plan.check(traced, coupling)
+    checks = [gated_vs_slim(traced, coupling, plan.keep, images)]
+    networks = {"dense": traced, "slim": slim or Slim(coupling, plan.keep)(traced)}
+    for name, path in files.items():
+        checks += torch_vs_onnx(name, networks[name], path, images)
+    return VerifyReport(tuple(checks))
+
+
+def torch_vs_onnx(name: str, network: TracedModel, path: Path, images: Tensor) -> list[Check]:
+    """Compare a network in float32 with its ONNX file, for one image and for several. Raises: ModelError."""
+    found = parity(network.module, path, (images,), (1, OTHER_BATCH))
+    return [
+        Check(f"torch vs onnx, {name}, {one.output}, batch {one.batch}", one.relative, found.tolerance)
+        for one in found.deviations
+    ]
 
 
 def gated_vs_slim(
     traced: TracedModel, coupling: Coupling, keep: Mapping[GroupId, Sequence[int]], images: Tensor
-) -> float:
+) -> Check:
     """How far the slim network is from the intact one whose removed channels are multiplied by zero, in float64.
 
     LayerNorm and GroupNorm that average over channels of which some go do so over the kept ones in both networks.
 
     Shapes: images ``(N, C, H, W)``.
-    Units: largest difference of the outputs divided by the largest output.
     """
     alive = coupling.alive(keep)
     if bool(alive.all()):
-        return 0.0
+        return Check(GATED, 0.0, GATED_BOUND)
     double = copy.deepcopy(traced).to(torch.float64)
     gated = Gate(coupling, statistics="kept")(double)
     set_gates(gated.module, torch.from_numpy(alive).to(torch.float64))
     slim = Slim(coupling, keep)(double)
     inputs = images.to(torch.float64)
     with torch.inference_mode():
-        return _worst(gated.module.eval()(inputs), slim.module.eval()(inputs))
+        error = _worst(gated.module.eval()(inputs), slim.module.eval()(inputs))
+    return Check(GATED, error, GATED_BOUND)
 
 
 def _worst(wanted: object, found: object) -> float:
     """Largest relative error over all tensors of two outputs."""
     pairs = zip(pytree.tree_leaves(wanted), pytree.tree_leaves(found), strict=True)
     return max(relative_error(a.numpy(), b.numpy()) for a, b in pairs if isinstance(a, Tensor))
-
-
-def require(name: str, error: float, bound: float) -> None:
-    """Raises: VerificationError when ``error`` is above ``bound`` or not a number."""
-    if not error <= bound:
-        raise VerificationError(f"{name}: outputs differ by {error:.1e} relative, want at most {bound:.0e}")

@@ -135,7 +135,7 @@ def test_finished_stages_and_leftovers(tmp_path: Path) -> None:
         assert directory.done == {"train": {"accuracy": 0.5}}
         assert directory.seconds == {"train": 1.5}
     assert not leftover.exists()
-    assert (tmp_path / "run" / "log.txt").read_text() == "hello\n"
+    assert (tmp_path / "run" / "log.txt").read_text().endswith("  hello\n")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"format": 99, "done": {}, "seconds": {}}), "{}"])

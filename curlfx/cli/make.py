@@ -1,0 +1,79 @@
+"""Commands that make files from a network: ``slim`` and ``export``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curlfx.cli.decide import show_plan
+from curlfx.cli.network import Classes, Frozen, Model, Shape, Weights, open_coupling, open_network
+from curlfx.cli.tables import show_table
+from curlfx.graph.traced import TracedModel
+from curlfx.planning import SlimPlan
+from curlfx.planning.apply import slim as slim_by_plan
+from curlfx.report.text import count
+from curlfx.run.config import ExportConfig
+from curlfx.run.deployment import write_onnx
+from curlfx.run.job import save_tensors
+from curlfx.sources import load_weights
+
+Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json")]
+
+
+def slim(
+    model: Model,
+    plan: Plan,
+    out: Annotated[Path, typer.Option(help="file to write")] = Path("slim.safetensors"),
+    weights: Weights = None,
+    shape: Shape = None,
+    classes: Classes = None,
+    ignore: Frozen = None,
+) -> None:
+    """Delete the channels that a plan leaves out, and write the weights that stay."""
+    found = SlimPlan.load(plan)
+    network = slim_network(open_network(model, weights=weights, shape=shape, classes=classes), found, ignore)
+    mention_random_weights(weights)
+    save_tensors(network.module, out, plan=plan.name)
+    show_plan(found)
+    print(out)
+
+
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="file to write")] = Path("model.onnx"),
+    plan: Annotated[Path | None, typer.Option(help="plan.json: export the slim network")] = None,
+    weights: Weights = None,
+    slim_weights: Annotated[Path | None, typer.Option(help="slim.safetensors: weights of the slim network")] = None,
+    opset: Annotated[int | None, typer.Option(min=18, max=23, help="operator set version")] = None,
+    static_batch: Annotated[
+        bool, typer.Option("--static-batch", help="Take batches of the example's size only.")
+    ] = False,
+    shape: Shape = None,
+    classes: Classes = None,
+    ignore: Frozen = None,
+) -> None:
+    """Write a network, or what a plan leaves of it, as an ONNX file for inference."""
+    network = open_network(model, weights=weights, shape=shape, classes=classes)
+    if plan is not None:
+        network = slim_network(network, SlimPlan.load(plan), ignore)
+    if slim_weights is not None:
+        load_weights(network.module, slim_weights)
+    mention_random_weights(weights if slim_weights is None else str(slim_weights))
+    file = write_onnx(network, out, ExportConfig(opset=opset, dynamic_batch=not static_batch))
+    rows = [(kind, str(number)) for kind, number in file.operators.items()]
+    show_table(("operator", "number"), rows)
+    print(f"{out}: {count(file.size_bytes)}B, opset {file.opset}")
+
+
+def slim_network(traced: TracedModel, plan: SlimPlan, ignore: list[str] | None) -> TracedModel:
+    """What a plan leaves of a network. Raises: PlanError."""
+    return slim_by_plan(traced, plan, open_coupling(traced, ignore))
+
+
+def mention_random_weights(weights: str | None) -> None:
+    """Say so when nothing gave the network weights."""
+    if weights is None:
+        print("note: no weights were given, these are random ones", file=sys.stderr)

@@ -1,0 +1,32 @@
+"""Verification of what a finished run left, from its files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from curlfx.errors import OutputError
+from curlfx.run.deployment import FILES
+from curlfx.run.directory import RunDirectory
+from curlfx.run.job import Job
+from curlfx.run.settings import make_config
+from curlfx.run.subject import load_subject
+from curlfx.run.verify import OTHER_BATCH, VerifyReport, verify
+
+
+def recheck(folder: Path) -> VerifyReport:
+    """Load the network, plan, weights and ONNX files of a run again, and compare them. Nothing is written.
+
+    Raises: OutputError when the folder is no run directory, or its run has not come to the export yet; UsageError when
+        the network or the data of the run can no longer be loaded.
+    """
+    directory, settings = RunDirectory.reopen(folder)
+    with directory:
+        if "export" not in directory.done:
+            raise OutputError(
+                f"{folder}: this run has not exported anything yet; go on with curlfx run resume={folder}"
+            )
+        config = make_config(settings)
+        job = Job(config, load_subject(config), directory, None, lambda _: None)
+        files = {name: job.file(file) for name, file in FILES.items()}
+        images = job.test_images(OTHER_BATCH)
+        return verify(job.traced, job.plan, images, coupling=job.coupling, slim=job.slim, files=files)
