@@ -105,6 +105,10 @@ def _forward(module: nn.Module, batch: Tensor) -> Tensor:
     """Logits of the intact network, checked. Raises: DataError, ModelError."""
     try:
         logits = _logits(module(batch))
+    except torch.OutOfMemoryError as cause:
+        raise DataError(
+            f"data: {len(batch)} images at once do not fit into the device's memory; give smaller batches"
+        ) from cause
     except RuntimeError as cause:
         raise DataError(
             f"data: images {tuple(batch.shape)} of {batch.dtype} do not fit the network: {cause}"
