@@ -78,7 +78,7 @@ def _from_torchvision(
     try:
         parts = {"train": dataset(Path(request.where), train=True), "test": dataset(Path(request.where), train=False)}
     except (RuntimeError, OSError, ValueError) as cause:
-        raise DataError(f"data {request.name}: want {request.where}/{files} as published ({cause})") from cause
+        raise DataError(f"data {request.name}: want {request.where}/{files}; missing, or not as published") from cause
     arrays: dict[SplitName, tuple[Tensor, Tensor]] = {
         "train": _pixels_and_labels(parts["train"]),
         "test": _pixels_and_labels(parts["test"]),
