@@ -3,10 +3,10 @@
 python benchmarks/cost_check.py
 python benchmarks/cost_check.py --models resnet50,swin_t --out benchmarks/results/cost_torchvision.md
 
-MACs are for one image at the size that the model is usually given; ``flop counter`` is half of
-`torch.utils.flop_counter`, which counts a multiply-add as two. ``params`` are those that the graph reads; ``unread`` is
-what the model holds besides (auxiliary heads that only training uses). ``cost model`` says whether the model that prices
-keep sets gives the same two sums for the dense network.
+MACs are for one image at the size that the model is usually given; ``flop counter`` is half of what
+`torch.utils.flop_counter` counts, which takes a multiply-add as two. ``params`` are those that the graph reads;
+``unread`` is what the model holds besides (auxiliary heads that only training uses). ``cost model`` says whether the
+model that prices keep sets gives the same two sums for the dense network.
 """
 
 import argparse

@@ -27,7 +27,8 @@ class Cost:
     Attributes:
         macs: Multiply-adds for one image (convolution, linear, matrix products).
         params: Elements of the parameters that the graph reads.
-        size_bytes: Bytes of the parameters, buffers and constants that the graph reads.
+        size_bytes: Bytes of the floating-point parameters, buffers and constants that the graph reads; tables of whole
+            numbers (positions, channel orders) are left out.
         padded_macs: Multiply-adds for one image after every channel axis is rounded up to the block.
     """
 
@@ -89,7 +90,8 @@ class CostModel:
         self._nodes, self._layers = tuple(nodes), tuple(layers)
         self._divisors = np.array(divisors, np.int64)
         self._tensors = tuple(tensors)
-        self._bytes = np.array([tensor.element_size() for tensor in tensors.values()], np.int64)
+        sizes = [tensor.element_size() * tensor.is_floating_point() for tensor in tensors.values()]
+        self._bytes = np.array(sizes, np.int64)
         self._trainable = np.array([isinstance(tensor, nn.Parameter) for tensor in tensors.values()], bool)
 
     @cached_property
