@@ -5,6 +5,7 @@ from curlfx.deploy.environment import environment
 from curlfx.deploy.export import export_onnx
 from curlfx.deploy.model_file import OnnxFile, check_onnx
 from curlfx.deploy.parity import ParityReport, parity
+from curlfx.deploy.prepare import prepare
 from curlfx.deploy.statistics import Latency, Speedup
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "environment",
     "export_onnx",
     "parity",
+    "prepare",
 ]

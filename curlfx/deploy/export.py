@@ -6,6 +6,7 @@ import copy
 import errno
 import logging
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -108,9 +109,15 @@ def _refused(error: Exception, *, dynamic_batch: bool) -> ModelError:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    text = str(cause)
+    missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)", text)
+    if missing:
+        return ModelError(
+            f"this network cannot be exported to ONNX: {'.'.join(missing.groups())} has no counterpart there"
+        )
+    reason = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")[:300]
     hint = "; if its batch size is fixed, export it with dynamic_batch=False" if dynamic_batch else ""
-    return ModelError(f"this network cannot be exported to ONNX: {type(cause).__name__}: {reason[:300]}{hint}")
+    return ModelError(f"this network cannot be exported to ONNX: {type(cause).__name__}: {reason}{hint}")
 
 
 @contextmanager

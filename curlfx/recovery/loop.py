@@ -81,7 +81,7 @@ class Loop:
         labels = labels.to(self.device, non_blocking=True)
         loss = loss_of(logits, labels, judged, self.settings)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.settings.clip_gradient is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_gradient)
         for group in self.optimizer.param_groups:

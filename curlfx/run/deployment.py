@@ -6,12 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from curlfx.deploy import BenchEntry, BenchSettings, OnnxFile, export_onnx
+from curlfx.deploy import BenchEntry, BenchSettings, OnnxFile, export_onnx, prepare
 from curlfx.deploy import bench as measure
 from curlfx.graph.traced import TracedModel
-from curlfx.passes.fold_batch_norm import FoldBatchNorm
-from curlfx.passes.pipeline import run
-from curlfx.passes.scrub_denormals import ScrubDenormals
 from curlfx.run.config import ExportConfig
 from curlfx.run.job import Job
 from curlfx.run.verify import OTHER_BATCH, torch_vs_onnx
@@ -31,8 +28,7 @@ def export(job: Job) -> Result:
 
 def write_onnx(network: TracedModel, path: Path, config: ExportConfig) -> OnnxFile:
     """Export one network for inference; what the file holds. Raises: as `curlfx.deploy.export_onnx`."""
-    network.module.eval()
-    ready, _ = run(network, [FoldBatchNorm(), ScrubDenormals()], own_weights=False)
+    ready = prepare(network)
     dynamic = config.dynamic_batch and network.dynamic_batch
     return export_onnx(
         ready.module,
