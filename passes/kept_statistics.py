@@ -11,14 +11,13 @@ from torch.fx import Graph, Node
 from curlfx.coupling import Coupling
 from curlfx.graph.shapes import shape_of
 from curlfx.graph.traced import TracedModel
+from curlfx.ops.call import named_arguments
 
 _NAMES = {"aten::layer_norm": "layer", "aten::rms_norm": "rms", "aten::group_norm": "group"}
 _ops = torch.ops.aten
 
 
-def normalise_over_kept(
-    graph: TracedModel, coupling: Coupling, masks: Callable[[str], list[Node]]
-) -> dict[str, Node]:
+def normalise_over_kept(graph: TracedModel, coupling: Coupling, masks: Callable[[str], list[Node]]) -> dict[str, Node]:
     """Spell out every normalisation that runs over labelled channels, with masked sums in place of means.
 
     Args:
@@ -32,7 +31,7 @@ def normalise_over_kept(
     replaced: dict[str, Node] = {}
     original: dict[Node, str] = {}
     for node in list(graph.graph.nodes):
-        kind = _NAMES.get(getattr(getattr(node.target, "_schema", None), "name", ""))
+        kind = _kind(node)
         if node.op != "call_function" or kind is None:
             continue
         source = node.args[0]
@@ -42,7 +41,8 @@ def normalise_over_kept(
         factors = masks(label)
         with graph.graph.inserting_before(node):
             build = _group if kind == "group" else _trailing
-            result = build(graph.graph, node, source, factors, kind)
+            result = build(graph.graph, node, source, factors)
+        result.meta = dict(node.meta)
         node.replace_all_uses_with(result)
         graph.graph.erase_node(node)
         replaced[node.name] = result
@@ -50,41 +50,47 @@ def normalise_over_kept(
     return replaced
 
 
-def _trailing(graph: Graph, node: Node, source: Node, masks: list[Node], kind: str) -> Node:
+def _trailing(graph: Graph, node: Node, source: Node, masks: list[Node]) -> Node:
     """layer_norm and rms_norm: over the last axes."""
-    args = [*node.args, *[None] * (5 - len(node.args))]
-    shape, weight, bias, eps = args[1], args[2], args[3] if kind == "layer" else None, args[4 if kind == "layer" else 3]
-    axes = list(range(-len(shape), 0))
+    named = named_arguments(node)
+    eps = named["eps"]
     if eps is None:
-        eps = 1e-5 if kind == "layer" else torch.finfo(source.meta["val"].dtype).eps
-    result = _normalised(graph, source, masks, axes, eps, centred=kind == "layer")
-    return _affine(graph, result, weight, bias)
+        eps = torch.finfo(source.meta["val"].dtype).eps
+    axes = list(range(-len(named["normalized_shape"]), 0))
+    mask = _product(graph, source, masks)
+    result = _normalised(graph, source, mask, axes, eps, centred=_kind(node) == "layer")
+    return _affine(graph, result, named["weight"], named.get("bias"))
 
 
-def _group(graph: Graph, node: Node, source: Node, masks: list[Node], kind: str) -> Node:
+def _group(graph: Graph, node: Node, source: Node, masks: list[Node]) -> Node:
     """group_norm: over the channels of a group and space."""
-    args = [*node.args, *[None] * (5 - len(node.args))]
-    groups, weight, bias, eps = args[1], args[2], args[3], 1e-5 if args[4] is None else args[4]
+    named = named_arguments(node)
+    groups, weight, bias = int(named["num_groups"]), named["weight"], named["bias"]
     shape = shape_of(source)
     cut = [groups, shape[1] // groups]
     blocks = graph.call_function(_ops.unflatten.int, (source, 1, cut))
-    parts = [_cut(graph, mask, cut) for mask in masks]
-    result = _normalised(graph, blocks, parts, list(range(2, len(shape) + 1)), eps, centred=True)
+    mask = graph.call_function(_ops.unflatten.int, (_product(graph, source, masks), 1, cut))
+    result = _normalised(graph, blocks, mask, list(range(2, len(shape) + 1)), named["eps"], centred=True)
     result = graph.call_function(_ops.flatten.using_ints, (result, 1, 2))
     column = [shape[1]] + [1] * (len(shape) - 2)
     laid = [None if p is None else graph.call_function(_ops.reshape.default, (p, column)) for p in (weight, bias)]
     return _affine(graph, result, *laid)
 
 
-def _cut(graph: Graph, mask: Node, cut: list[int]) -> Node:
-    return graph.call_function(_ops.unflatten.int, (mask, 1, cut))
+def _kind(node: Node) -> str | None:
+    return _NAMES.get(getattr(getattr(node.target, "_schema", None), "name", ""))
 
 
-def _normalised(graph: Graph, source: Node, masks: list[Node], axes: list[int], eps: Any, *, centred: bool) -> Node:
+def _product(graph: Graph, source: Node, masks: list[Node]) -> Node:
+    """The masks multiplied, in the shape of the tensor that they belong to."""
+    result = graph.call_function(_ops.ones_like.default, (source,))
+    for mask in masks:
+        result = graph.call_function(_ops.mul.Tensor, (result, mask))
+    return result
+
+
+def _normalised(graph: Graph, source: Node, mask: Node, axes: list[int], eps: Any, *, centred: bool) -> Node:
     call = graph.call_function
-    mask = call(_ops.ones_like.default, (source,))
-    for factor in masks:
-        mask = call(_ops.mul.Tensor, (mask, factor))
     count = call(_ops.sum.dim_IntList, (mask, axes, True))
     count = call(_ops.clamp_min.default, (count, torch.finfo(torch.float32).tiny))  # a group may be gone as a whole
 

@@ -15,15 +15,16 @@ from curlfx.coupling.resolve import Ints, Resolved, resolve
 from curlfx.errors import KeepError
 from curlfx.graph.traced import TracedModel
 from curlfx.labels.arrays import support
+from curlfx.ops.call import is_getitem
 from curlfx.ops.table import Rule
+
+_PICKING = (["slice"], ["narrow"], ["select"], ["index_select"], ["index"])
 
 SiteRoots = list[tuple[Site, Ints, bool]]
 """Every site with the raw labels that lie along it, and whether a layer produces them."""
 
 
-def couple(
-    traced: TracedModel, *, frozen: Sequence[str] = (), rules: Mapping[Any, Rule] | None = None
-) -> Coupling:
+def couple(traced: TracedModel, *, frozen: Sequence[str] = (), rules: Mapping[Any, Rule] | None = None) -> Coupling:
     """Label every tensor, merge what is tied, and form coupling groups.
 
     Args:
@@ -39,7 +40,7 @@ def couple(
         _freeze_named(pattern, names, labelling)
     resolved = resolve(labelling.store)
     sites = _sites(labelling)
-    members = _classes(sites, resolved)
+    members = _classes(sites, _parts(labelling), resolved)
     groups, channel_of = _groups(sites, members, resolved)
     return Coupling(traced, labelling, groups, _frozen(sites, resolved), channel_of)
 
@@ -75,11 +76,21 @@ def _sites(labelling: Labelling) -> SiteRoots:
     return result
 
 
-def _classes(sites: SiteRoots, resolved: Resolved) -> Ints:
-    """For every root a class: equal where roots occur in the same sites, or share blocks. ``(labels,)``, 0 for frozen."""
+def _parts(labelling: Labelling) -> list[Ints]:
+    """Labels of tensors that hold some of another's channels: at least one of each must stay, so they form groups."""
+    return [
+        array.numpy()
+        for node, emission in labelling.emissions.items()
+        if isinstance(emission, tuple) and (is_getitem(node) or str(node.target).split(".")[1:2] in _PICKING)
+        for array in emission
+    ]
+
+
+def _classes(sites: SiteRoots, parts: Sequence[Ints], resolved: Resolved) -> Ints:
+    """For every root a class ``(labels,)``, 0 for frozen: one for roots of the same sites, or of shared blocks."""
     random = np.random.default_rng(0)
     signature = np.zeros(resolved.roots.size, np.uint64)
-    for _, raw, _ in sites:
+    for raw in (*(raw for _, raw, _ in sites), *parts, *resolved.blocks):
         roots = np.unique(resolved.roots[raw])
         signature[roots] += random.integers(1, 2**63, dtype=np.uint64)
     signature[0] = 0
@@ -108,8 +119,8 @@ def _groups(sites: SiteRoots, classes: Ints, resolved: Resolved) -> tuple[tuple[
     roots = np.unique(resolved.roots)
     roots = roots[classes[roots] > 0]
     order = roots[np.lexsort((roots, classes[roots]))]
-    starts = np.flatnonzero(np.r_[True, np.diff(classes[order]) != 0]) if order.size else []
-    members = sorted(np.split(order, starts[1:]), key=lambda found: int(found[0])) if order.size else []
+    starts = np.flatnonzero(np.diff(classes[order])) + 1
+    members = sorted(np.split(order, starts), key=lambda found: int(found[0])) if order.size else []
     block_of = np.full(resolved.roots.size, -1, np.int64)
     for rows in resolved.blocks:
         block_of[rows] = np.arange(rows.shape[0])[:, None]

@@ -38,7 +38,8 @@ def kept_along(shape: Sequence[int], arrays: Sequence[Ints], alive: Bools, axis:
 def kept_shape(shape: Sequence[int], arrays: Sequence[Ints], alive: Bools) -> tuple[int, ...]:
     """Shape of the tensor after slimming.
 
-    Raises: InvariantError when blocks would keep different counts (the coupling should have prevented it).
+    Raises: InvariantError when blocks would keep different counts, or nothing would remain (the coupling should have
+        prevented both).
     """
     result = []
     for axis, size in enumerate(shape):
@@ -48,6 +49,11 @@ def kept_shape(shape: Sequence[int], arrays: Sequence[Ints], alive: Bools) -> tu
             raise InvariantError(
                 f"axis {axis} of a tensor of shape {tuple(shape)} would keep between {counts.min()} and {counts.max()} "
                 "channels per block; a bug of curlfx, please report it with the network"
+            )
+        if size and not counts.flat[0]:
+            raise InvariantError(
+                f"nothing would remain of axis {axis} of a tensor of shape {tuple(shape)}; "
+                "a bug of curlfx, please report it with the network"
             )
         result.append(int(counts.flat[0]) if size > 1 else size)
     return tuple(result)
