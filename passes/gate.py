@@ -85,9 +85,7 @@ class Masks:
             self._graph.add_buffer(name, torch.from_numpy(array.copy()))
             labels = self._graph.node_of(name)
             with self._graph.graph.inserting_after(_later(self._gates, labels)):
-                self._known[key] = self._graph.graph.call_function(
-                    torch.ops.aten.index.Tensor, (self._gates, [labels])
-                )
+                self._known[key] = self._graph.graph.call_function(torch.ops.aten.index.Tensor, (self._gates, [labels]))
         return self._known[key]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import networkx
+import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -39,10 +39,10 @@ class Group:
     """Coupled channels that occur in exactly the same sites, and so cost the same.
 
     Attributes:
-        id: Name of the first parameter whose rows these channels are; ``#2``, ``#3`` where one parameter starts several.
+        id: Name of the first parameter whose rows these are; ``#2``, ``#3`` where one parameter starts several groups.
         width: Number of coupled channels.
         sites: Where they occur.
-        blocks: ``(width,)`` block of each channel, where blocks must keep equal counts (at least one each); else None.
+        blocks: ``(width,)`` block of each channel, or None; every block keeps the same count, at least one.
         statistics_change: A LayerNorm or GroupNorm averages over these channels.
         channels: ``(width,)`` global channel numbers, from 1, in position order.
     """
@@ -118,7 +118,7 @@ class Coupling:
         return self.total / (self.total + stuck) if self.total else 0.0
 
     def labels(self, node: str) -> tuple[Ints, ...]:
-        """Channel numbers of a node's output: arrays broadcastable to its shape; arrays that only say *stays* are left out.
+        """Channel numbers of a node's output: arrays broadcastable to its shape, without those that only say *stays*.
 
         An element disappears when any of its labels does. () for calls with several outputs (see their ``getitem``).
         """
@@ -160,7 +160,7 @@ class Coupling:
         return alive_mask(self.groups, keep, self.total)
 
     @cached_property
-    def graph(self) -> networkx.MultiGraph[str]:
+    def graph(self) -> nx.MultiGraph[str]:
         """Sites and joins as nodes, ties as edges (``node``, ``where``, ``channels``)."""
         return network(self._labelling, self._channel_of, self._places)
 

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from curlfx.coupling.coupling import Group
 
 
-def alive_mask(
-    groups: Sequence[Group], keep: Mapping[str, Sequence[int]], total: int
-) -> npt.NDArray[np.bool_]:
+def alive_mask(groups: Sequence[Group], keep: Mapping[str, Sequence[int]], total: int) -> npt.NDArray[np.bool_]:
     """Mask ``(total + 1,)`` of channels that stay; see :meth:`curlfx.coupling.coupling.Coupling.alive`.
 
     Raises: KeepError naming the group, what was found and what is wanted.
@@ -47,5 +45,7 @@ def _positions(group: Group, positions: Sequence[int]) -> npt.NDArray[np.int64]:
     if group.blocks is not None:
         counts = np.bincount(group.blocks[kept], minlength=int(group.blocks.max()) + 1)
         if (counts != counts[0]).any():
-            raise KeepError(f"{where}: want as many channels in each of its {counts.size} blocks, found {counts.tolist()}")
+            raise KeepError(
+                f"{where}: want as many channels in each of its {counts.size} blocks, found {counts.tolist()}"
+            )
     return kept.astype(np.int64)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
-import networkx
+import networkx as nx
 import numpy as np
 from torch.fx import Node
 
@@ -39,7 +40,7 @@ class Step:
         return f"{self.a} ─ {self.b}  by {self.node} ({self.op}{', ' + self.where if self.where else ''})"
 
 
-def network(labelling: Labelling, channel_of: Ints, places: Mapping[str, Node]) -> networkx.MultiGraph[str]:
+def network(labelling: Labelling, channel_of: Ints, places: Mapping[str, Node]) -> nx.MultiGraph[str]:
     """Build the coupling graph.
 
     Args:
@@ -52,7 +53,7 @@ def network(labelling: Labelling, channel_of: Ints, places: Mapping[str, Node]) 
         ``node``, ``op``, ``where`` and ``channels``.
     """
     store = labelling.store
-    graph: networkx.MultiGraph[str] = networkx.MultiGraph()
+    graph: nx.MultiGraph[str] = nx.MultiGraph()
     starts = np.array([origin.start for origin in store.origins], np.int64)
     for origin in store.origins:
         channels = channel_of[origin.start : origin.start + origin.size]
@@ -65,7 +66,7 @@ def network(labelling: Labelling, channel_of: Ints, places: Mapping[str, Node]) 
     return graph
 
 
-def path(graph: networkx.MultiGraph[str], a: str, b: str) -> list[Step]:
+def path(graph: nx.MultiGraph[str], a: str, b: str) -> list[Step]:
     """The shortest chain of ties between two sites that share coupled channels.
 
     Raises: KeepError for an unknown site, or sites that share none.
@@ -74,21 +75,18 @@ def path(graph: networkx.MultiGraph[str], a: str, b: str) -> list[Step]:
     common = np.intersect1d(graph.nodes[start]["channels"], graph.nodes[end]["channels"])
     if not common.size:
         raise KeepError(f"{start} and {end} share no coupled channel: they can be slimmed independently, or one stays")
-    shared: networkx.Graph[str] = networkx.Graph()
+    shared: nx.Graph[str] = nx.Graph()
     for left, right, data in graph.edges(data=True):
         if np.isin(data["channels"], common).any() and not shared.has_edge(left, right):
             shared.add_edge(left, right, **data)
     if start == end:
         return []
-    names = networkx.shortest_path(shared, start, end)
-    return [
-        Step(x, y, *(shared.edges[x, y][key] for key in ("node", "op", "where")))
-        for x, y in zip(names, names[1:], strict=False)
-    ]
+    names = nx.shortest_path(shared, start, end)
+    return [Step(x, y, *(shared.edges[x, y][key] for key in ("node", "op", "where"))) for x, y in pairwise(names)]
 
 
 def _add_edges(
-    graph: networkx.MultiGraph[str],
+    graph: nx.MultiGraph[str],
     tie: Tie,
     origins: list[Origin],
     starts: Ints,
@@ -118,7 +116,7 @@ def _free(channels: Ints) -> Ints:
     return found[found > 0]
 
 
-def _site(graph: networkx.MultiGraph[str], name: str) -> str:
+def _site(graph: nx.MultiGraph[str], name: str) -> str:
     for title in (name, f"{name}[0]", f"{name}[1]", f"{name}.weight[0]"):
         if title in graph:
             return title

@@ -60,9 +60,7 @@ def propagate_labels(traced: TracedModel, rules: Mapping[Any, Rule] | None = Non
     return labelling
 
 
-def _parameter(
-    traced: TracedModel, node: Node, store: LabelStore, known: dict[int, tuple[str, Emission]]
-) -> Emission:
+def _parameter(traced: TracedModel, node: Node, store: LabelStore, known: dict[int, tuple[str, Emission]]) -> Emission:
     """Labels of a parameter or buffer; the same tensor read twice, or under two names, has the same labels."""
     tensor = traced.parameter(str(node.target))
     if id(tensor) in known:

@@ -65,7 +65,7 @@ class LabelStore:
     Attributes:
         producers: Labels that some layer computes (the output axis of a contraction's weight, an embedding's rows).
         statistics: Labels that a normalisation averages over (LayerNorm, GroupNorm).
-        retired: Labels of axes that got an array of another shape (``relabelled``, by parameter name); they name nothing.
+        retired: Labels of axes that got an array of another shape (``relabelled``, by parameter); they name nothing.
         attached: Retired labels beside the labels that took their place, for explanations only.
         reads: ``(node, input)`` pairs: at that node, that input is summed over channels; gates go there.
     """

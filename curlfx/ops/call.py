@@ -40,7 +40,7 @@ class OpCall:
         self.store = store
         self.constant = constant
         self._emissions = emissions
-        self._named = _named_arguments(node)
+        self._named = named_arguments(node)
 
     def arg(self, name: str, default: Any = None) -> Any:
         """The argument of that name in the op's schema, as written (a Node where it is a tensor or a size)."""
@@ -102,7 +102,7 @@ class OpCall:
         return self.store.project(array, axes, self.node.name)
 
     def read(self, of: str | Node) -> None:
-        """This call sums the argument over its channels: a gate belongs in front of it."""
+        """Record that the argument is summed over its channels here: a gate belongs in front of it."""
         node = self.arg(of) if isinstance(of, str) else of
         if isinstance(node, Node) and node.op != "get_attr" and self.arrays(node):
             self.store.reads.append((self.node.name, node.name))
@@ -158,7 +158,7 @@ def concrete(value: Any) -> Any:
     return value
 
 
-def _named_arguments(node: Node) -> dict[str, Any]:
+def named_arguments(node: Node) -> dict[str, Any]:
     """Arguments of a call by schema name, defaults filled in; plain functions get positions as names."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):

@@ -1,4 +1,4 @@
-"""Contractions over named axes: the one place where summed axes are tied, for conv, linear, matmul, einsum and attention."""
+"""Contractions over named axes: where summed axes are tied, for conv, linear, matmul, einsum and attention alike."""
 
 from __future__ import annotations
 

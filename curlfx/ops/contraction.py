@@ -113,7 +113,7 @@ def attention(call: OpCall) -> Arrays:
     scores = contract(call, [query, key], batch + "ls")
     keys = len(batch) + 1
     scores = call.keep_only(scores, range(keys), "a softmax runs over these")
-    shape = call.out_shape[:-1] + (call.shape("key")[-2],)
+    shape = (*call.out_shape[:-1], call.shape("key")[-2])
     if call.has("attn_mask"):
         mask = Operand(call.arrays("attn_mask"), call.shape("attn_mask"))
         scores = call.keep_only(meet(call, [Operand(scores, shape), mask]), range(keys), "a softmax runs over these")

@@ -63,8 +63,8 @@ def _dense(call: OpCall, out_axis: int, in_axis: int) -> Arrays:
     return contract(call, factors, "nk" + _OUT[:space])
 
 
-def _channel_vector(call: OpCall, groups: int, per_group: int) -> tuple[Tensor | None, Arrays]:
-    """Labels ``(groups * per_group,)`` along the input's channel axis, and the arrays along the batch axis."""
+def _channel_vector(call: OpCall) -> tuple[Tensor | None, Arrays]:
+    """Labels ``(C,)`` along the input's channel axis, and the arrays along the batch axis."""
     arrays = call.keep_only(call.arrays("input"), (0, 1), "a convolution mixes positions along this axis")
     ending = [call.project(array, (1,)) for array in arrays if support(array)[-1] == 1]
     for other in ending[1:]:
@@ -88,7 +88,7 @@ def _freeze_kernel(call: OpCall) -> None:
 def _depthwise(call: OpCall, channels: int) -> Arrays:
     """Every input channel owns ``K / C`` output channels: they go together."""
     _freeze_kernel(call)
-    vector, batch = _channel_vector(call, channels, 1)
+    vector, batch = _channel_vector(call)
     out = _axis_labels(call, 0)
     if out is None:
         return batch
@@ -107,7 +107,7 @@ def _grouped(call: OpCall, groups: int) -> Arrays:
     _freeze_kernel(call)
     weight = call.shape("weight")
     per_group = weight[1]
-    vector, batch = _channel_vector(call, groups, per_group)
+    vector, batch = _channel_vector(call)
     out = _axis_labels(call, 0)
     columns = _axis_labels(call, 1)
     if out is None or vector is None:

@@ -23,7 +23,7 @@ def meet(call: OpCall, operands: Sequence[Operand], *, ignore: int | None = None
     """Tie the operands' labels where they meet under broadcasting.
 
     Labels along axes where another operand has size 1 pass; labels that meet a full axis without labels freeze.
-    Where one operand's labels vary along ``(head, d)`` and another's along ``(d,)`` only, positions are tied across heads.
+    Where one operand's labels vary along ``(head, d)`` and another's along ``(d,)``, positions are tied across heads.
 
     Args:
         call: The call, for recording.
@@ -79,7 +79,8 @@ def _settle(call: OpCall, tables: list[dict[Support, Tensor]], shapes: list[Shap
             continue
         inner = [other for other in table if set(other) < set(key) and other[-1] == key[-1]]
         if inner:
-            target &= set(max(inner, key=len))
+            longest: Support = max(inner, key=len)
+            target &= set(longest)
         else:
             frozen = True
     if frozen:

@@ -26,7 +26,7 @@ def reshaped(call: OpCall) -> Arrays:
 
 
 def permuted(call: OpCall) -> Arrays:
-    """Labels of permute, transpose, movedim …: where block and channel axes change order, positions are tied across blocks."""
+    """Labels of permute, transpose, movedim …: where block and channel axes trade places, positions are tied."""
     order = _order(call)
     result: list[Tensor] = []
     for array in call.arrays(call.tensors()[0]):
@@ -104,8 +104,10 @@ def followed_axis(node: Node) -> tuple[int, Node] | None:
         axis, index = next((place, item) for place, item in enumerate(indices) if item is not None)
     else:
         return None
-    value = index.meta.get("val") if isinstance(index, Node) else None
-    if not isinstance(axis, int) or not isinstance(value, Tensor) or value.ndim != 1 or value.dtype == torch.bool:
+    if not isinstance(axis, int) or not isinstance(index, Node):
+        return None
+    value = index.meta.get("val")
+    if not isinstance(value, Tensor) or value.ndim != 1 or value.dtype == torch.bool:
         return None
     return axis, index
 
@@ -146,7 +148,7 @@ def _execute(call: OpCall, array: Tensor) -> Any:
             return [replace(item) for item in value]
         return value
 
-    target = _VIEWS.get(call.node.target, call.node.target)
+    target: Any = _VIEWS.get(call.node.target, call.node.target)
     arguments = [replace(value) for value in call.node.args]
     return target(*arguments, **{name: replace(value) for name, value in call.node.kwargs.items()})
 
@@ -176,7 +178,7 @@ def _indexed_axes(call: OpCall, source: Node) -> set[int]:
     return {int(call.number("dim", 0)) % ndim}
 
 
-_VIEWS = {
+_VIEWS: dict[Any, Any] = {
     torch.ops.aten.view.default: torch.ops.aten.reshape.default,
     torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
 }

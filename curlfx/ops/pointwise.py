@@ -37,7 +37,7 @@ def prelu(call: OpCall) -> Arrays:
     return meet(call, [Operand(call.arrays("self"), call.shape("self")), Operand(weight, shape)])
 
 
-def unlabelled(call: OpCall) -> Arrays:
+def unlabelled(call: OpCall) -> Arrays:  # noqa: ARG001 - every rule takes the call
     """Labels of ops that make a tensor from sizes alone (zeros, arange, …): none."""
     return ()
 
