@@ -69,13 +69,19 @@ class Bench:
         self.arguments = arguments
         self.model = load_model(arguments.model, weights=arguments.weights)
         spec = arguments.data if ":" in arguments.data else f"imagefolder:{arguments.data}"
-        self.data: DataSource = load_data(spec, shape=(3, arguments.size, arguments.size))
+        shape = (3, arguments.size, arguments.size)
+        self.data: DataSource = load_data(spec, shape=shape)
+        self.recovery_data = self._limited(spec, shape, arguments.train_limit)
         self.traced: TracedModel = trace(self.model, (self.data.proxy(2),))
         self.coupling: Coupling = couple(self.traced)
         self.cost = CostModel(self.traced, self.coupling)
-        self.test = self.data.loader("test", 500)
+        self.test = self._limited(spec, shape, arguments.test_limit).loader("test", 500)
         self.dense_accuracy = evaluate(self.traced.module, self.test)
         self._scores: dict[tuple[str, int], Scores] = {}
+
+    def _limited(self, spec: str, shape: tuple[int, int, int], limit: int | None) -> DataSource:
+        """The data, or every class's share of ``limit`` images of it."""
+        return self.data if limit is None else load_data(spec, shape=shape, limit=limit)
 
     def scores(self, criterion: str, seed: int) -> Scores:
         """Scores of one criterion, computed once per seed."""
@@ -115,7 +121,7 @@ class Bench:
         decided = time.perf_counter() - start
         after_slimming = evaluate(slimmed.module, self.test)
         settings = self.settings(seed)
-        loader = self.data.loader("train", settings.batch_size, seed=seed, augment=True, shuffle=True)
+        loader = self.recovery_data.loader("train", settings.batch_size, seed=seed, augment=True, shuffle=True)
         recover(slimmed.module, loader, settings, teacher=self.traced.module, progress=Lines(f"{arm} {seed}"))
         cost, dense = self.cost.evaluate(self.coupling.alive(decision.keep)), self.cost.dense
         return {
