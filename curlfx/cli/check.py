@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
 from curlfx.cli.network import Classes, Frozen, Shape, Weights, open_coupling, open_network
 from curlfx.cli.tables import show_table
-from curlfx.deploy import BenchReport, BenchSettings
-from curlfx.deploy import bench as measure
 from curlfx.errors import UsageError
-from curlfx.planning import SlimPlan
 from curlfx.progress import RichProgress
-from curlfx.run.recheck import recheck
-from curlfx.run.verify import OTHER_BATCH, VerifyReport
-from curlfx.run.verify import verify as compare
+
+if TYPE_CHECKING:
+    from curlfx.deploy import BenchReport
+    from curlfx.graph.traced import TracedModel
+    from curlfx.run.verify import VerifyReport
 
 
 def verify(
@@ -31,20 +30,36 @@ def verify(
     ignore: Frozen = None,
     seed: Annotated[int, typer.Option(min=0, help="of the random images that a network is compared on")] = 0,
 ) -> None:
-    """Check that the slim network equals the gated one, and ONNX files their networks; exit 1 where it fails."""
+    """Check gated == slim == onnx; exit 1 where it fails.
+
+    The slim network must equal the gated one, and an ONNX file the network it was made from.
+    """
+    from curlfx.run.recheck import recheck
+
     if plan is None:
         if not Path(subject).is_dir():
             raise UsageError(f"verify {subject}: no such folder; want a run directory, or MODEL PLAN")
         found = recheck(Path(subject))
     else:
-        decided = SlimPlan.load(plan)
-        traced = open_network(subject, weights=weights, shape=shape, classes=classes)
-        size = traced.example_inputs[0].shape[1:]
-        images = torch.randn(OTHER_BATCH, *size, generator=torch.Generator().manual_seed(seed))
-        files = {"slim": onnx} if onnx is not None else {}
-        found = compare(traced, decided, images, coupling=open_coupling(traced, ignore), files=files)
+        network = open_network(subject, weights=weights, shape=shape, classes=classes)
+        found = check_plan(network, plan, {"slim": onnx} if onnx is not None else {}, ignore, seed)
     show_checks(found)
     found.require()
+
+
+def check_plan(
+    network: TracedModel, plan: Path, files: Mapping[str, Path], ignore: list[str] | None, seed: int
+) -> VerifyReport:
+    """Verify a plan, and ONNX files, on random images. Raises: PlanError, ModelError."""
+    import torch
+
+    from curlfx.planning import SlimPlan
+    from curlfx.run.verify import OTHER_BATCH
+    from curlfx.run.verify import verify as compare
+
+    size = network.example_inputs[0].shape[1:]
+    images = torch.randn(OTHER_BATCH, *size, generator=torch.Generator().manual_seed(seed))
+    return compare(network, SlimPlan.load(plan), images, coupling=open_coupling(network, ignore), files=files)
 
 
 def bench(
@@ -56,7 +71,10 @@ def bench(
     runs: Annotated[int, typer.Option(min=1, help="timed calls in a turn")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Time ONNX files side by side on onnxruntime, and compare each with the first."""
+    """Time ONNX files side by side on onnxruntime."""
+    from curlfx.deploy import BenchSettings
+    from curlfx.deploy import bench as measure
+
     settings = BenchSettings(batch_size=batch_size, threads=threads, provider=provider, rounds=rounds, runs=runs)
     with RichProgress() as progress:
         found = measure(files, settings, progress=progress)

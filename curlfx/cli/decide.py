@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,15 +11,12 @@ from curlfx.cli.network import Classes, Frozen, Model, Seed, Shape, Weights, ope
 from curlfx.cli.tables import show_table
 from curlfx.errors import PlanError, TargetError
 from curlfx.files import write_bytes
-from curlfx.importance import Scores
-from curlfx.importance import score as score_channels
-from curlfx.planning import Amount, SlimPlan
-from curlfx.planning import plan as make_plan
 from curlfx.progress import RichProgress
-from curlfx.report.layers import group_rows
 from curlfx.report.text import count, share
-from curlfx.run.subject import check_criterion, proxy_batches
-from curlfx.sources import check_fit, load_data
+
+if TYPE_CHECKING:
+    from curlfx.importance import Scores
+    from curlfx.planning import Amount, SlimPlan
 
 Data = Annotated[str | None, typer.Option(help="training images that data-driven criteria look at")]
 Out = Annotated[Path, typer.Option(help="file to write")]
@@ -37,7 +34,14 @@ def score(
     ignore: Frozen = None,
     seed: Seed = 0,
 ) -> None:
-    """Score every coupled channel of a network, higher stays, and write the scores as JSON."""
+    """Score every channel and write scores.json.
+
+    A higher score stays.
+    """
+    from curlfx.importance import score as score_channels
+    from curlfx.run.subject import check_criterion, proxy_batches
+    from curlfx.sources import check_fit, load_data
+
     check_criterion(importance)
     traced = open_network(model, weights=weights, shape=shape, classes=classes)
     coupling = open_coupling(traced, ignore)
@@ -64,7 +68,13 @@ def plan(
     classes: Classes = None,
     ignore: Frozen = None,
 ) -> None:
-    """Choose the channels that stay, so that a target is just met, and write the plan as JSON."""
+    """Choose the channels that stay and write plan.json.
+
+    The target is just met: no channel goes that need not.
+    """
+    from curlfx.planning import plan as make_plan
+    from curlfx.report.layers import group_rows
+
     targets = parsed_targets(target or ["macs=50%"])
     ranking = read_scores(scores)
     traced = open_network(model, shape=shape, classes=classes)
@@ -94,6 +104,8 @@ def show_plan(found: SlimPlan) -> None:
 
 def read_scores(path: Path) -> Scores:
     """Scores from a file. Raises: PlanError naming it."""
+    from curlfx.importance import Scores
+
     try:
         return Scores.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -13,10 +13,6 @@ from curlfx.cli.tables import show_table
 from curlfx.errors import ConfigError
 from curlfx.progress import RichProgress
 from curlfx.report.text import headline, verdict
-from curlfx.run.directory import RunDirectory
-from curlfx.run.reporting import PAGE, read_summary, write_page
-from curlfx.run.runner import run as run_job
-from curlfx.run.settings import load_config
 
 JOB_HELP = "a YAML file, and settings like target.macs=40% that stand above it"
 
@@ -24,12 +20,17 @@ JOB_HELP = "a YAML file, and settings like target.macs=40% that stand above it"
 def run(
     job: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [key=value ...]", help=JOB_HELP)] = None,
 ) -> None:
-    """Do the whole job: train or load, score, plan, slim, verify, recover, export, measure, report.
+    """Do the whole job, from a network to a verified report.
 
-    Without arguments: scikit-learn's digits, a small residual network, half of the MACs.
+    Train or load, score, plan, slim, verify, recover, export, measure. Without arguments: scikit-learn's digits, a
+    small residual network, half of the MACs.
     """
+    from curlfx.run.settings import load_config
+
     file, overrides = split_arguments(job or [])
-    config = load_config(file, overrides)
+    config = load_config(file, overrides)  # bad settings are told before torch's slow import
+    from curlfx.run.runner import run as run_job
+
     with RichProgress() as progress:
         result = run_job(config, progress=progress, say=lambda line: progress_line(progress, line))
     show_summary(result.directory, result.summary)
@@ -38,7 +39,10 @@ def run(
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="run directory")],
 ) -> None:
-    """Print the figures of a finished run and draw its report.html again."""
+    """Show a finished run and draw its report.html again."""
+    from curlfx.run.directory import RunDirectory
+    from curlfx.run.reporting import read_summary, write_page
+
     directory, _ = RunDirectory.reopen(folder)
     with directory:
         summary = read_summary(folder)
@@ -67,4 +71,4 @@ def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     show_table(("", "dense", "slim", "change"), headline(summary))
     print(f"speed-up       {summary['speedup']:.2f}x")
     print(f"verification   {verdict(summary)}")
-    print(f"run directory  {folder}  (open {folder / PAGE})")
+    print(f"run directory  {folder}  (open {folder / 'report.html'})")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from curlfx.cli.network import Classes, Frozen, Model, Shape, open_coupling, open_network
 from curlfx.cli.tables import show_table
-from curlfx.cost import CostModel
-from curlfx.coupling import Coupling, Group
-from curlfx.graph.source import where
-from curlfx.graph.traced import TracedModel
 from curlfx.report.text import count
+
+if TYPE_CHECKING:
+    from curlfx.cost import CostModel
+    from curlfx.coupling import Coupling, Group
+    from curlfx.graph.traced import TracedModel
 
 
 def inspect(
@@ -23,7 +24,10 @@ def inspect(
     ignore: Frozen = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every member of every group.")] = False,
 ) -> None:
-    """Show the coupling groups of a network, what a channel of each costs, and what is frozen and why."""
+    """Show coupling groups, and what is frozen and why.
+
+    With what one channel of each group costs.
+    """
     traced = open_network(model, shape=shape, classes=classes)
     coupling = open_coupling(traced, ignore)
     found = description(model, traced, coupling)
@@ -45,7 +49,10 @@ def explain(
     classes: Classes = None,
     ignore: Frozen = None,
 ) -> None:
-    """Show why two layers are tied: the shortest chain of operations between them, with the lines of the source."""
+    """Show why two layers are tied.
+
+    The shortest chain of operations between them, with the lines of the source.
+    """
     coupling = open_coupling(open_network(model, shape=shape, classes=classes), ignore)
     steps = coupling.why(a, b)
     if not steps:
@@ -60,6 +67,9 @@ def description(model: str, traced: TracedModel, coupling: Coupling) -> dict[str
 
     Units: MACs for one image; per channel, of the intact network.
     """
+    from curlfx.cost import CostModel
+    from curlfx.graph.source import where
+
     cost = CostModel(traced, coupling)
     nodes = {node.name: node for node in traced.graph.nodes}
     return {

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from curlfx.cli.decide import show_plan
 from curlfx.cli.network import Classes, Frozen, Model, Shape, Weights, open_coupling, open_network
 from curlfx.cli.tables import show_table
-from curlfx.graph.traced import TracedModel
-from curlfx.planning import SlimPlan
-from curlfx.planning.apply import slim as slim_by_plan
 from curlfx.report.text import count
-from curlfx.run.config import ExportConfig
-from curlfx.run.deployment import write_onnx
-from curlfx.run.job import save_tensors
-from curlfx.sources import load_weights
+
+if TYPE_CHECKING:
+    from curlfx.graph.traced import TracedModel
+    from curlfx.planning import SlimPlan
 
 Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json")]
 
@@ -32,7 +29,10 @@ def slim(
     classes: Classes = None,
     ignore: Frozen = None,
 ) -> None:
-    """Delete the channels that a plan leaves out, and write the weights that stay."""
+    """Carry out a plan and write the weights that stay."""
+    from curlfx.planning import SlimPlan
+    from curlfx.run.job import save_tensors
+
     found = SlimPlan.load(plan)
     network = slim_network(open_network(model, weights=weights, shape=shape, classes=classes), found, ignore)
     mention_random_weights(weights)
@@ -55,7 +55,12 @@ def export(
     classes: Classes = None,
     ignore: Frozen = None,
 ) -> None:
-    """Write a network, or what a plan leaves of it, as an ONNX file for inference."""
+    """Write a network, or what a plan leaves of it, as ONNX."""
+    from curlfx.planning import SlimPlan
+    from curlfx.run.config import ExportConfig
+    from curlfx.run.deployment import write_onnx
+    from curlfx.sources import load_weights
+
     network = open_network(model, weights=weights, shape=shape, classes=classes)
     if plan is not None:
         network = slim_network(network, SlimPlan.load(plan), ignore)
@@ -70,6 +75,8 @@ def export(
 
 def slim_network(traced: TracedModel, plan: SlimPlan, ignore: list[str] | None) -> TracedModel:
     """What a plan leaves of a network. Raises: PlanError."""
+    from curlfx.planning.apply import slim as slim_by_plan
+
     return slim_by_plan(traced, plan, open_coupling(traced, ignore))
 
 

@@ -1,19 +1,20 @@
-"""The MODEL argument and the options beside it, for commands that look at one network."""
+"""The MODEL argument and the options beside it, for commands that look at one network.
+
+Commands import what they need when they run, so that help and usage errors come at once.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from curlfx.coupling import Coupling, couple
 from curlfx.errors import ModelError, UsageError
-from curlfx.graph.trace import trace
-from curlfx.graph.traced import TracedModel
-from curlfx.run.config import PUBLISHED
-from curlfx.sources import input_shape, load_model
+
+if TYPE_CHECKING:
+    from curlfx.coupling import Coupling
+    from curlfx.graph.traced import TracedModel
 
 MODEL_HELP = "torchvision:NAME, timm:NAME, curlfx:NAME, file.py:factory or package.module:factory"
 
@@ -34,6 +35,12 @@ def open_network(
 
     Raises: ModelError, WeightsError, TraceError; UsageError for a shape that is none.
     """
+    import torch
+
+    from curlfx.graph.trace import trace
+    from curlfx.run.config import PUBLISHED
+    from curlfx.sources import input_shape, load_model
+
     source = weights if weights is None or weights == PUBLISHED else Path(weights)
     network = load_model(model, num_classes=classes, weights=source)
     size = _parsed(shape) if shape is not None else input_shape(model)
@@ -44,6 +51,8 @@ def open_network(
 
 def open_coupling(traced: TracedModel, frozen: list[str] | None) -> Coupling:
     """Its coupling groups. Raises: KeepError for a name that matches nothing."""
+    from curlfx.coupling import couple
+
     return couple(traced, frozen=tuple(frozen or ()))
 
 

@@ -1,6 +1,8 @@
 """From an `nn.Module` to a `TracedModel`, through `torch.export`."""
 
 import contextlib
+import io
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,18 +84,20 @@ def _exporting(model: nn.Module) -> Iterator[frozenset[str]]:
     """Put the model in eval mode for a while; gives the names of the modules that stay in eval when it trains."""
     was_training = model.training
     modes = [(module, module.training) for module in model.modules()]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
+    fast_path, logged = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
     try:
         frozen = modules_in_eval(model)
         model.eval()
     except NotImplementedError as error:
         raise TraceError(f"the model refuses to change its mode: {error}; trace the module it was made from") from error
     torch.backends.mha.set_fastpath_enabled(False)
+    logging.disable(logging.ERROR)  # a refused export dumps its graph there and on stderr; what matters is raised
     try:
-        with torch.enable_grad(), warnings.catch_warnings():
+        with torch.enable_grad(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield frozen
     finally:
+        logging.disable(logged)
         torch.backends.mha.set_fastpath_enabled(fast_path)
         if was_training:
             model.train()  # which does whatever the model does beside setting the flags

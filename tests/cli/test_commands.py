@@ -1,0 +1,141 @@
+"""The commands on small networks: what they print and what they write."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from curlfx.cli import job as job_commands
+from curlfx.run.settings import load_config
+from tests.cli.conftest import Program
+
+NETWORKS = Path(__file__).parent.parent / "run" / "tiny_networks.py"
+TINY = (f"{NETWORKS}:residual", "--shape", "1,8,8")
+JOB = (
+    f"model={NETWORKS}:residual",
+    "limit=60",
+    "importance=magnitude",
+    "round_to=4",
+    "train.epochs=1",
+    "recovery.epochs=1",
+    "bench={rounds: 2, runs: 2}",
+)
+
+
+def test_inspect(program: Program) -> None:
+    done = program("inspect", *TINY)
+    assert done.code == 0
+    assert done.out.splitlines()[1:5] == [
+        "2 coupling groups, 32 channels",
+        "group         width  members  blocks  MACs/channel  params/channel",
+        "stem.weight      16        9                  19 k             310",
+        "inner.weight     16        3                18.4 k             289",
+    ]
+    assert "head.weight[0]     10  an output of the network  output" in done.out
+
+
+def test_inspect_as_json(program: Program) -> None:
+    found = json.loads(program("inspect", *TINY, "--json", "--ignore", "stem").out)
+    assert [group["id"] for group in found["groups"]] == ["inner.weight"]
+    assert found["groups"][0]["members"][:3] == ["inner.weight[0]", "inner.bias[0]", "outer.weight[1]"]
+    assert found["frozen"][0]["reason"] == "frozen by the user (stem)"
+    assert found["macs"] == 64 * 9 * (16 + 2 * 256) + 160
+
+
+def test_explain_names_the_line(program: Program) -> None:
+    done = program("explain", *TINY, "stem", "outer")
+    assert done.code == 0
+    assert "add" in done.out
+    assert "tiny_networks.py:" in done.out
+
+
+def test_from_scores_to_a_verified_file(program: Program) -> None:
+    weights = Path("dense.safetensors")
+    from safetensors.torch import save_model
+
+    from tests.run.tiny_networks import Residual
+
+    save_model(Residual(), str(weights))
+    assert program("score", *TINY, "--importance", "magnitude", "--weights", weights).code == 0
+    planned = program("plan", *TINY, "--target", "macs=50%", "--round-to", "4")
+    assert planned.code == 0
+    assert planned.out.splitlines()[-1] == "plan.json"
+    assert program("slim", *TINY, "plan.json", "--weights", weights).code == 0
+    kept = json.loads(Path("plan.json").read_text())["keep"]
+    assert load_file("slim.safetensors")["inner.weight"].shape[0] == len(kept["inner.weight"])
+    exported = program("export", *TINY, "--plan", "plan.json", "--slim-weights", "slim.safetensors", "--out", "a.onnx")
+    assert exported.code == 0
+    assert exported.err == ""
+    assert program("export", *TINY, "--weights", weights, "--out", "b.onnx").code == 0
+    good = program("verify", *TINY, "plan.json", "--weights", weights, "--onnx", "a.onnx")
+    assert good.code == 0
+    assert good.out.count(" ok") == 3
+    bad = program("verify", *TINY, "plan.json", "--weights", weights, "--onnx", "b.onnx")
+    assert bad.code == 1
+    assert bad.out.count("FAILED") == 2
+    assert bad.err.startswith("error: torch vs onnx")
+    timed = program("bench", "b.onnx", "a.onnx", "--rounds", "2", "--runs", "2", "--json")
+    assert [entry["path"] for entry in json.loads(timed.out)["entries"]] == ["b.onnx", "a.onnx"]
+    assert program("bench", "b.onnx", "--rounds", "2").out.startswith("file")
+
+
+def test_run_verify_report(program: Program) -> None:
+    done = program("run", *JOB)
+    assert done.code == 0
+    assert "speed-up" in done.out
+    assert "verification   passed" in done.out
+    assert "run directory  runs/residual-1" in done.out
+    assert program("verify", "runs/residual-1").out.count(" ok") == 5
+    page = Path("runs/residual-1/report.html")
+    page.unlink()
+    again = program("report", "runs/residual-1")
+    assert again.out == done.out
+    assert page.exists()
+    resumed = program("run", "resume=runs/residual-1")
+    assert (resumed.code, resumed.out) == (0, done.out)
+
+
+def test_an_interrupted_run_says_how_to_go_on(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    from curlfx.run import deployment
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deployment, "write_onnx", interrupt)
+        done = program("run", *JOB)
+    assert done.code == 130
+    assert done.err.endswith("interrupted\nto go on with this run: curlfx run resume=runs/residual-1\n")
+    assert program("run", "resume=runs/residual-1").code == 0
+
+
+def test_a_file_and_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("seed: 4\n")
+    assert job_commands.split_arguments([str(file), "seed=5"]) == (file, ["seed=5"])
+    assert load_config(*job_commands.split_arguments([str(file), "seed=5"])).seed == 5
+
+
+def test_debug_shows_the_traceback(program: Program) -> None:
+    from curlfx.errors import ConfigError
+
+    with pytest.raises(ConfigError):
+        program("--debug", "run", "seed=-1")
+
+
+def test_python_m_is_the_same_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "curlfx", "run", "recovery.epoch=3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: unknown key 'recovery.epoch'; did you mean 'recovery.epochs'?\n"
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; from curlfx.cli import app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

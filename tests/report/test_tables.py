@@ -1,0 +1,108 @@
+"""Figures as text and as a page."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+import torch
+
+from curlfx.cost import CostModel
+from curlfx.coupling import couple
+from curlfx.graph.trace import trace
+from curlfx.models import MODELS
+from curlfx.passes.slim import Slim
+from curlfx.report.layers import COLUMNS, from_csv, frozen_rows, group_rows, layer_rows, to_csv
+from curlfx.report.page import PageContent, render
+from curlfx.report.summary import Latency, NetworkFigures, Summary, Verification
+from curlfx.report.text import columns, count, headline, share, verdict
+
+FIGURES = NetworkFigures(2_000_000, 2_100_000, 50_000, 210_000, 0.98, Latency(1.0, 1.5, 2.0, 0.9, 1.1))
+SUMMARY = Summary(
+    model="<b>mine</b>",
+    seed=0,
+    versions={"torch": "2"},
+    device={"cpu": "one", "cpu_flags": ["avx2", "fma"]},
+    dense=FIGURES,
+    slim=NetworkFigures(1_000_000, 1_200_000, 20_000, 90_000, 0.97, Latency(0.5, 0.6, 1.0, 0.4, 0.5)),
+    speedup=2.0,
+    verification=Verification(1e-16, 1e-6, passed=True),
+    target={"macs": "50%"},
+    importance="kl",
+    recovery={"epochs": 1, "accuracy_before": 0.5},
+    seconds={"train": 1.0},
+).as_dict()
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (999, "999"), (1234, "1.23 k"), (4_089_184_256, "4.09 G"), (25.5e6, "25.5 M")]
+)
+def test_count(number: float, text: str) -> None:
+    assert count(number) == text
+
+
+def test_share_of_nothing() -> None:
+    assert share(1, 4) == "25.0 %"
+    assert share(0, 0) == "-"
+
+
+def test_columns_line_up() -> None:
+    assert columns([("name", "x"), ("a", "10")]) == ["name   x", "a     10"]
+    assert columns([("1", "word"), ("10", "w")], text=(1,)) == [" 1  word", "10  w"]
+    assert columns([]) == []
+
+
+def test_headline() -> None:
+    rows = {row[0]: row[1:] for row in headline(SUMMARY)}
+    assert rows["accuracy"] == ("0.9800", "0.9700", "-0.0100")
+    assert rows["MACs"] == ("2 M", "1 M", "50.0 %")
+    assert rows["latency median"] == ("1.000 ms", "0.500 ms", "2.00x faster")
+
+
+def test_verdict() -> None:
+    assert verdict(SUMMARY) == "passed (gated vs slim 1.0e-16, torch vs onnx 1.0e-06)"
+    failed = {**SUMMARY, "verification": {**SUMMARY["verification"], "passed": False}}
+    assert verdict(failed).startswith("FAILED")
+
+
+def test_the_page_escapes_what_it_shows() -> None:
+    timing = {"name": "dense", "median": 1.0, "p90": 1.0, "p99": 1.0, "min": 1.0, "mean": 1.0, "cov": 0.05}
+    page = render(
+        PageContent(
+            summary=SUMMARY,
+            layers=[dict.fromkeys(COLUMNS, "<i>")],
+            groups=[],
+            frozen=[],
+            checks=[{"name": "gated vs slim", "error": 1e-16, "bound": 1e-9}],
+            notes=["a note & more"],
+            timings=[timing],
+            measurement="once",
+            images=450,
+            padding=16,
+            config="seed: 0",
+        )
+    )
+    assert "&lt;b&gt;mine&lt;/b&gt;" in page
+    assert "<b>mine" not in page
+    assert "a note &amp; more" in page
+    assert "No channel of this network is free to go." in page
+    assert "5.0 %" in page
+
+
+def test_layers_of_a_slim_network() -> None:
+    traced = trace(MODELS["digits"](), (torch.randn(2, 1, 8, 8),))
+    coupling = couple(traced)
+    keep = {coupling.groups[0].id: tuple(range(0, coupling.groups[0].width, 2))}
+    cost = CostModel(traced, coupling)
+    rows = layer_rows(traced, Slim(coupling, keep)(traced), coupling, cost, coupling.alive(keep))
+    first = rows[0]
+    assert (first["layer"], first["shape_before"], first["shape_after"]) == ("conv1.weight", "64x1x3x3", "32x1x3x3")
+    assert first["groups"] == "axis 0: conv1.weight"
+    assert (first["macs_before"], first["macs_after"]) == (str(64 * 9 * 64), str(64 * 9 * 32))
+    head = next(row for row in rows if row["layer"] == "head.weight")
+    assert head["frozen"] == "axis 0: an output of the network"
+    assert from_csv(to_csv(rows)) == rows
+    assert next(csv.reader(io.StringIO(to_csv(rows)))) == list(COLUMNS)
+    assert group_rows(coupling, keep)[0] == {"id": "conv1.weight", "members": 19, "width": 64, "kept": 32}
+    assert frozen_rows(coupling)[0]["site"] == "head.weight axis 0"

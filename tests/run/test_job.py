@@ -1,0 +1,212 @@
+"""The whole job in miniature: what it leaves, that it repeats itself, and that an interrupted one ends the same."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import curlfx
+from curlfx.errors import ConfigError, OutputError, VerificationError
+from curlfx.graph.trace import trace
+from curlfx.planning import SlimPlan
+from curlfx.planning.apply import slim
+from curlfx.progress import StepEvent
+from curlfx.report.layers import from_csv
+from curlfx.run import deployment
+from curlfx.run.directory import RunDirectory
+from curlfx.run.recheck import recheck
+from curlfx.run.runner import STAGES, RunResult, run
+from curlfx.run.verify import Check
+from curlfx.sources import load_data, load_model
+
+FILES = {
+    "config.yaml",
+    "plan.json",
+    "slim.safetensors",
+    "dense.onnx",
+    "slim.onnx",
+    "summary.json",
+    "layers.csv",
+    "report.html",
+    "log.txt",
+    "checkpoints",
+    "state.json",
+    ".lock",
+}
+SUMMARY_KEYS = [
+    "model",
+    "seed",
+    "versions",
+    "device",
+    "dense",
+    "slim",
+    "speedup",
+    "verification",
+    "target",
+    "importance",
+    "recovery",
+    "seconds",
+]
+NETWORK_KEYS = ["macs", "padded_macs", "params", "size_bytes", "accuracy", "latency_ms"]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def repeatable(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a summary must be the same in every run of a job."""
+    networks = {
+        name: {key: value for key, value in summary[name].items() if key != "latency_ms"} for name in ("dense", "slim")
+    }
+    return {**{key: summary[key] for key in ("seed", "verification", "target", "importance", "recovery")}, **networks}
+
+
+def test_a_run_leaves_what_it_promises(finished: RunResult) -> None:
+    assert {path.name for path in finished.directory.iterdir()} == FILES
+    summary = json.loads((finished.directory / "summary.json").read_text())
+    assert summary == finished.summary
+    assert list(summary) == SUMMARY_KEYS
+    for network in (summary["dense"], summary["slim"]):
+        assert list(network) == NETWORK_KEYS
+        assert list(network["latency_ms"]) == ["median", "p90", "p99", "min", "mean"]
+        assert 0 <= network["accuracy"] <= 1
+    assert list(summary["verification"]) == ["gated_vs_slim", "torch_vs_onnx", "passed"]
+    assert summary["verification"]["passed"] is True
+    assert summary["verification"]["gated_vs_slim"] <= 1e-9
+    assert summary["verification"]["torch_vs_onnx"] <= 1e-4
+    assert summary["slim"]["macs"] <= 0.6 * summary["dense"]["macs"]
+    assert summary["dense"]["size_bytes"] == (finished.directory / "dense.onnx").stat().st_size
+    assert set(summary["seconds"]) == set(STAGES) - {"report"}
+    assert summary["target"] == {"macs": "60%"}
+    assert summary["importance"] == "kl"
+
+
+def test_the_page_is_one_file_and_names_what_matters(finished: RunResult) -> None:
+    page = (finished.directory / "report.html").read_text()
+    assert "src=" not in page
+    assert "href=" not in page
+    for text in ("stem.weight", "an output of the network", "passed", "torch vs onnx", "Padded MACs", "proxy_images"):
+        assert text in page
+
+
+def test_layers_add_up_to_the_summary(finished: RunResult) -> None:
+    rows = from_csv((finished.directory / "layers.csv").read_text())
+    for key in ("macs", "params"):
+        assert sum(int(row[f"{key}_before"]) for row in rows) == finished.summary["dense"][key]
+        assert sum(int(row[f"{key}_after"]) for row in rows) == finished.summary["slim"][key]
+
+
+def test_files_of_a_run_make_the_network_again(finished: RunResult) -> None:
+    """Plan and safetensors alone, without the run directory's state, against what onnxruntime computes."""
+    model = load_model(finished.summary["model"])
+    traced = trace(model, (torch.randn(2, 1, 8, 8),))
+    network = slim(traced, SlimPlan.load(finished.directory / "plan.json"))
+    network.module.load_state_dict(load_file(finished.directory / "slim.safetensors"))
+    images = next(iter(load_data("digits").loader("test", 5)))[0]
+    session = onnxruntime.InferenceSession(finished.directory / "slim.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.inference_mode():
+        np.testing.assert_allclose(network.module.eval()(images).numpy(), found, rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_repeats_itself(finished: RunResult, tiny_job: dict[str, Any], elsewhere: Path) -> None:
+    again = run(tiny_job)
+    assert again.directory == Path("runs") / "residual-1"
+    assert repeatable(again.summary) == repeatable(finished.summary)
+    for name in ("plan.json", "layers.csv", "slim.safetensors", "slim.onnx"):
+        assert (again.directory / name).read_bytes() == (finished.directory / name).read_bytes(), name
+
+
+def test_killed_after_every_stage(
+    finished: RunResult, tiny_job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = RunDirectory.record
+
+    def record_and_die(directory: RunDirectory, *arguments: Any) -> NoReturn:
+        record(directory, *arguments)
+        raise Killed
+
+    monkeypatch.setattr(RunDirectory, "record", record_and_die)
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        run({**tiny_job, "out": out})
+    for stage in list(STAGES)[1:]:
+        with pytest.raises(Killed):
+            run({"resume": out})
+        assert list(json.loads((out / "state.json").read_text())["done"])[-1] == stage
+    result = run({"resume": out})
+    assert repeatable(result.summary) == repeatable(finished.summary)
+    assert (out / "slim.onnx").read_bytes() == (finished.directory / "slim.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(("stage", "epoch"), [("train", 2), ("recover", 2), ("score", 0)])
+def test_killed_within_a_stage(
+    finished: RunResult, tiny_job: dict[str, Any], tmp_path: Path, stage: str, epoch: int
+) -> None:
+    class Murderer:
+        def on_step(self, event: StepEvent) -> None:
+            if (event.stage, event.epoch) == (stage, epoch):
+                raise Killed
+
+    out = tmp_path / "run"
+    with pytest.raises(Killed) as caught:
+        run({**tiny_job, "out": out}, progress=Murderer())
+    assert f"curlfx run resume={out}" in "".join(caught.value.__notes__)
+    assert not (out / "summary.json").exists()
+    assert repeatable(run({"resume": out}).summary) == repeatable(finished.summary)
+
+
+def test_a_disk_that_fills_up_on_the_way(
+    finished: RunResult, tiny_job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write = tmp_path / "run", Path.write_bytes
+
+    def write_or_fail(path: Path, data: bytes) -> int:
+        if "slim.onnx" in path.name:
+            write(path, data[:100])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", write_or_fail)
+        with pytest.raises(OutputError, match=r"cannot write .*slim\.onnx: No space left on device"):
+            run({**tiny_job, "out": out})
+    assert "slim.onnx" not in {path.name for path in out.iterdir()}
+    assert not list(out.rglob("*partial*"))
+    assert repeatable(run({"resume": out}).summary) == repeatable(finished.summary)
+
+
+def test_a_failed_verification(tiny_job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = [Check("torch vs onnx, slim, output, batch 1", 0.5, 1e-4)]
+    monkeypatch.setattr(deployment, "torch_vs_onnx", lambda *_: bad)
+    with pytest.raises(VerificationError, match=r"FAILED .*torch vs onnx 5\.0e-01.*see .*report\.html"):
+        run({**tiny_job, "train": {"epochs": 0}, "recovery": {"epochs": 0}, "out": tmp_path / "run"})
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["verification"]["passed"] is False
+
+
+def test_recheck_reads_the_files_alone(finished: RunResult) -> None:
+    report = recheck(finished.directory)
+    assert report.passed
+    assert len(report.checks) == 5
+
+
+def test_resume_takes_no_other_settings(finished: RunResult) -> None:
+    with pytest.raises(ConfigError, match="goes on with that run's own settings; leave out seed"):
+        run({"resume": finished.directory, "seed": 3})
+    assert run({"resume": finished.directory}).summary == finished.summary
+
+
+def test_the_package_can_be_called() -> None:
+    with pytest.raises(ConfigError, match="unknown key 'bogus'"):
+        curlfx.run({"bogus": 1})
