@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from curlfx.errors import CheckError, ConfigError, DataError, ModelError, OutputError, WeightsError
+from curlfx.graph import trace
 from curlfx.recovery import TrainSettings, evaluate, fit, recover
 from curlfx.recovery.checkpoint import Checkpoint
 
@@ -38,6 +40,10 @@ def network(seed: int = 0, classes: int = 3) -> nn.Module:
         nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1),
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, classes),
     )  # fmt: skip
+
+
+def traced(seed: int = 0, classes: int = 3) -> nn.Module:
+    return trace(network(seed, classes), (torch.randn(2, 3, 8, 8),)).module
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -77,14 +83,15 @@ def test_same_seed_same_bits(settings):
     fit(first, Clouds(), settings, teacher=teacher)
     torch.manual_seed(999)  # the caller's random state does not matter
     fit(second, Clouds(), settings, teacher=teacher)
-    fit(other, Clouds(), TrainSettings(**{**vars(settings), "seed": 1}), teacher=teacher)
+    fit(other, Clouds(), replace(settings, seed=1), teacher=teacher)
     assert same(first, second)
     assert not same(first, other)  # dropout draws differently
 
 
 @pytest.mark.parametrize("settings", [QUICK, FULL])
+@pytest.mark.parametrize("network", [network, traced])
 @pytest.mark.parametrize("as_dataloader", [False, True])
-def test_resumes_to_the_same_bits(settings, as_dataloader, tmp_path):
+def test_resumes_to_the_same_bits(settings, network, as_dataloader, tmp_path):
     def loader():
         if not as_dataloader:
             return Clouds()
@@ -117,6 +124,18 @@ def test_resumes_to_the_same_bits(settings, as_dataloader, tmp_path):
     again = network(18)
     assert fit(again, loader(), settings, checkpoint=path, resume=True).resumed_after == 4
     assert same(again, whole)
+
+
+@pytest.mark.parametrize("settings", [QUICK, FULL])
+def test_a_traced_network_trains_like_the_module(settings):
+    settings = replace(settings, amp="off")
+    module, graph = network(), traced()
+    fit(module, Clouds(), settings)
+    fit(graph, Clouds(), settings)
+    ours, theirs = graph.state_dict(), module.state_dict()
+    for name in ours:
+        if "num_batches" not in name:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
 
 
 def test_leaves_the_callers_random_state_alone():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from curlfx.errors import DataError
+from curlfx.graph import trace
 from curlfx.recovery import recalibrate
 
 
@@ -40,11 +41,7 @@ def expected() -> dict[str, torch.Tensor]:
 
 
 def exported() -> nn.Module:
-    batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(network(), (data()[0][0],), dynamic_shapes=({0: batch},), strict=False)
-    graph = program.module(check_guards=False)
-    graph.train = graph.eval = lambda mode=True: graph  # export's own refuses
-    return graph
+    return trace(network(), (data()[0][0],)).module
 
 
 @pytest.mark.parametrize("make", [network, exported])
