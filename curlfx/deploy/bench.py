@@ -120,7 +120,7 @@ class BenchReport:
 
 
 def bench(
-    paths: Sequence[Path],
+    paths: Sequence[str | Path],
     settings: BenchSettings | None = None,
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
@@ -138,11 +138,12 @@ def bench(
     if not paths:
         raise ConfigError("bench: want at least one ONNX file")
     provider_name(chosen.provider)
-    sessions = [open_session(path, provider=chosen.provider, threads=chosen.threads) for path in paths]
-    feeds = [_inputs(path, one, chosen, shapes or {}) for path, one in zip(paths, sessions, strict=True)]
-    timings = _measure(paths, sessions, feeds, chosen, progress)
+    files = [Path(path) for path in paths]
+    sessions = [open_session(path, provider=chosen.provider, threads=chosen.threads) for path in files]
+    feeds = [_inputs(path, one, chosen, shapes or {}) for path, one in zip(files, sessions, strict=True)]
+    timings = _measure(files, sessions, feeds, chosen, progress)
     entries = []
-    for position, path in enumerate(paths):
+    for position, path in enumerate(files):
         latency = Latency.of(timings[position])
         speedup = Speedup.between(timings[0], timings[position], seed=chosen.seed) if position else None
         throughput = 1000.0 * chosen.batch_size / latency.median

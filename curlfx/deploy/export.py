@@ -31,7 +31,7 @@ BATCH = "batch"
 def export_onnx(
     module: nn.Module,
     example_inputs: Sequence[Any],
-    path: Path,
+    path: str | Path,
     *,
     dynamic_batch: bool = True,
     opset: int | None = None,
@@ -50,7 +50,7 @@ def export_onnx(
     Raises: ConfigError for the opset; ModelError when the network cannot be exported; OutputError when the file
         cannot be written.
     """
-    wanted = OPSET if opset is None else opset
+    path, wanted = Path(path), OPSET if opset is None else opset
     if wanted not in OPSETS:
         raise ConfigError(f"opset = {opset}: want one of {OPSETS[0]} to {OPSETS[-1]}")
     if not path.parent.is_dir():  # before the work, not after it

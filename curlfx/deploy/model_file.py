@@ -36,11 +36,12 @@ class OnnxFile:
     operators: dict[str, int]
 
 
-def check_onnx(path: Path) -> OnnxFile:
+def check_onnx(path: str | Path) -> OnnxFile:
     """Read an ONNX file, let ONNX's own checker judge it, and describe it.
 
     Raises: ModelError when it is missing, damaged, or refused by the checker.
     """
+    path = Path(path)
     model = read_onnx(path)
     try:
         onnx.checker.check_model(str(path), full_check=False)

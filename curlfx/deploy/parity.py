@@ -70,7 +70,7 @@ class ParityReport:
 
 def parity(
     module: nn.Module,
-    path: Path,
+    path: str | Path,
     inputs: Sequence[Any],
     batch_sizes: Sequence[int] = (1, 3),
     *,
@@ -91,6 +91,7 @@ def parity(
     """
     if not batch_sizes or min(batch_sizes) < 1:
         raise ConfigError(f"batch sizes = {list(batch_sizes)}: want at least one, each 1 or more")
+    path = Path(path)
     session = open_session(path, threads=threads)
     tensors = [leaf for leaf in pytree.tree_leaves(tuple(inputs)) if isinstance(leaf, Tensor)]
     feeds = session.get_inputs()
