@@ -123,7 +123,7 @@ def _measure(entry: Entry, row: Row, watch: Stopwatch, *, keep_ratio: float, see
         row["macs"], row["slim_macs"] = sum(macs(traced).values()), sum(macs(slim).values())
         row["cost_exact"] = CostModel(traced, coupling).evaluate(alive).macs == row["slim_macs"]
         mode = "kept" if row["statistics_change"] else "all"
-        gated, _ = run(traced, [Gate(coupling, statistics=mode)])
+        gated, _ = run(traced, [Gate(coupling, statistics=mode)], own_weights=False)
         with torch.no_grad():
             whole = traced.module.eval()(*inputs)
             output = slim.module.eval()(*inputs)
@@ -141,23 +141,23 @@ def _measure(entry: Entry, row: Row, watch: Stopwatch, *, keep_ratio: float, see
         row["failure"] = f"verify: removing channels changes the output by {row['effect']:.1e} only; nothing was tested"
     if onnx:
         with watch("export"):
-            row["torch_vs_onnx"] = onnx_error(slim.module.float(), tuple(x.float() for x in inputs))
+            row["torch_vs_onnx"] = onnx_error(slim.to(torch.float32), tuple(x.float() for x in inputs))
         if row["torch_vs_onnx"] > ONNX_TOLERANCE:
             row.setdefault("failure", f"export: onnxruntime differs by {row['torch_vs_onnx']:.1e}")
 
 
-def onnx_error(module: Any, inputs: tuple[Any, ...]) -> float:
+def onnx_error(slim: Any, inputs: tuple[Any, ...]) -> float:
     """Worst relative difference between torch and onnxruntime at the example batch and at batch 1, float32."""
     import onnxruntime
     import torch
     from trial import flatten_outputs, relative_error
 
-    from curlfx.deploy import export_onnx
+    from curlfx.deploy import export_onnx, prepare
 
-    module.eval()
+    module = slim.module.eval()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slim.onnx"
-        export_onnx(module, inputs, path)
+        export_onnx(prepare(slim).module, inputs, path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
