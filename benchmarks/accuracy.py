@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from tables import fixed, markdown, percent
 
-from curlfx.cost import CostModel
 from curlfx.coupling import Coupling, couple
 from curlfx.graph import TracedModel, trace
 from curlfx.importance import Scores, score
@@ -74,7 +73,6 @@ class Bench:
         self.recovery_data = self._limited(spec, shape, arguments.train_limit)
         self.traced: TracedModel = trace(self.model, (self.data.proxy(2),))
         self.coupling: Coupling = couple(self.traced)
-        self.cost = CostModel(self.traced, self.coupling)
         self.test = self._limited(spec, shape, arguments.test_limit).loader("test", 500)
         self.dense_accuracy = evaluate(self.traced.module, self.test)
         self._scores: dict[tuple[str, int], Scores] = {}
@@ -89,7 +87,7 @@ class Bench:
         if key not in self._scores:
             proxy = self.data.proxy(self.arguments.proxy, seed)
             self._scores[key] = score(
-                self.traced, self.coupling, importance=criterion, data=proxy, seed=seed, progress=Lines(criterion)
+                self.traced, self.coupling, importance=criterion, data=[proxy], seed=seed, progress=Lines(criterion)
             )
         return self._scores[key]
 
@@ -117,13 +115,13 @@ class Bench:
             round_to=1,
             allocation=allocation,
         )
-        slimmed = slim(self.traced, decision)
+        slimmed = slim(self.traced, decision, self.coupling)
         decided = time.perf_counter() - start
         after_slimming = evaluate(slimmed.module, self.test)
         settings = self.settings(seed)
         loader = self.recovery_data.loader("train", settings.batch_size, seed=seed, augment=True, shuffle=True)
         recover(slimmed.module, loader, settings, teacher=self.traced.module, progress=Lines(f"{arm} {seed}"))
-        cost, dense = self.cost.evaluate(self.coupling.alive(decision.keep)), self.cost.dense
+        cost, dense = decision.after, decision.before
         return {
             **self.key(arm, seed),
             "base_accuracy": self.dense_accuracy,
@@ -219,7 +217,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--train-limit", type=int, help="recover on this many training images (default all)")
+    parser.add_argument(
+        "--train-limit", type=int, help="recover on this many training images, classes balanced (default all)"
+    )
     parser.add_argument("--test-limit", type=int, help="judge on this many test images (default all)")
     parser.add_argument("--proxy", type=int, default=256, help="training images for the KL score")
     parser.add_argument("--device", default="auto")

@@ -46,7 +46,9 @@ class Laboratory:
     def gated(self, keep: Keep, *, statistics: str = "all") -> TracedModel:
         """The intact network with the channels outside the keep set multiplied by zero where they are read."""
         if statistics not in self._gated:
-            self._gated[statistics] = run(self.traced, [Gate(self.coupling, statistics=statistics)])[0]
+            self._gated[statistics] = run(self.traced, [Gate(self.coupling, statistics=statistics)], own_weights=False)[
+                0
+            ]
         twin = self._gated[statistics]
         if not self.coupling.total:
             return twin  # frozen whole: there is nothing to gate
