@@ -1,6 +1,6 @@
 """Every invariant over networks that hypothesis composes."""
 
-from hypothesis import given, note
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from tests.networks.strategies import networks, plans
@@ -21,6 +21,7 @@ def test_generated_networks(recipe, data):
     invariants.input_is_left_alone(laboratory, keep, recipe.inputs())
 
 
+@settings(max_examples=settings.default.max_examples // 2)
 @given(recipe=networks(max_depth=5), data=st.data())
 def test_generated_networks_live_on(recipe, data):
     laboratory = Laboratory.of(recipe.build(), recipe.inputs())
