@@ -21,6 +21,14 @@ class Constants:
     def __init__(self, traced: TracedModel) -> None:
         self._traced = traced
         self._known: dict[Node, Any] = {}
+        self._fixed: set[Node] = set()
+        for node in traced.graph.nodes:
+            if node.op != "placeholder" and all(_is_number(n) or n in self._fixed for n in node.all_input_nodes):
+                self._fixed.add(node)
+
+    def __contains__(self, node: Node) -> bool:
+        """Whether the node depends on no input of the network, sizes aside."""
+        return node in self._fixed
 
     def __call__(self, node: Node) -> Any:
         """The node's value, or None where it depends on an input of the network or on a mutated tensor."""
@@ -35,9 +43,9 @@ class Constants:
             return found
         if node.op == "get_attr":
             return self._traced.parameter(str(node.target))
-        if node.op != "call_function" or _is_mutated(node):
+        if node.op != "call_function" or node not in self._fixed or _is_mutated(node):
             return None
-        if any(not _available(self, source) for source in node.all_input_nodes):
+        if any(not _is_number(source) and self(source) is None for source in node.all_input_nodes):
             return None
 
         def value_of(item: Any) -> Any:
@@ -52,14 +60,14 @@ class Constants:
             return node.target(*arguments, **{k: value_of(v) for k, v in node.kwargs.items()})  # type: ignore[operator]
 
 
-def _available(constants: Constants, node: Node) -> bool:
-    return not isinstance(concrete(node), Node) or constants(node) is not None
+def _is_number(node: Node) -> bool:
+    return not isinstance(concrete(node), Node)
 
 
 def _is_mutated(node: Node) -> bool:
     """Whether the node or a reader of it writes in place."""
     for call in (node, *node.users):
         schema = getattr(call.target, "_schema", None)
-        if schema is not None and schema.is_mutable:
+        if schema is not None and schema.is_mutable and schema.name != "aten::detach_":
             return True
     return False

@@ -153,8 +153,9 @@ def _groups(sites: SiteRoots, classes: Ints, resolved: Resolved) -> tuple[tuple[
 def _frozen(sites: SiteRoots, resolved: Resolved) -> tuple[Frozen, ...]:
     """Per layer, the output channels that stay, by reason."""
     reason = np.full(resolved.components.size, -1, np.int64)
-    for index in range(len(resolved.freezes) - 1, -1, -1):
-        reason[resolved.components[resolved.freezes[index].labels.numpy()]] = index
+    first = {(freeze.reason, freeze.node): index for index, freeze in reversed(list(enumerate(resolved.freezes)))}
+    for freeze in reversed(resolved.freezes):
+        reason[resolved.components[freeze.labels.numpy()]] = first[freeze.reason, freeze.node]
     result = []
     for site, raw, produced in sites:
         if not produced:

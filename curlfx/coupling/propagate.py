@@ -15,6 +15,7 @@ from curlfx.graph.traced import TracedModel
 from curlfx.labels.arrays import Arrays, support
 from curlfx.labels.store import LabelStore
 from curlfx.ops.call import Emission, OpCall, is_getitem
+from curlfx.ops.joining import filled
 from curlfx.ops.table import Rule, rule_for
 
 
@@ -80,10 +81,10 @@ def _call(node: Node, labelling: Labelling, constant: Constants, rules: Mapping[
         return emission[index] if isinstance(emission, list) and isinstance(index, int) else ()
     value = node.meta.get("val")
     labelled = any(_has_labels(labelling.emissions.get(source)) for source in node.all_input_nodes)
-    if not labelled or not (isinstance(value, (Tensor, tuple, list))):
+    rule = rule_for(node.target, rules)
+    if not (labelled or rule is filled) or not isinstance(value, (Tensor, tuple, list)):
         _freeze_if_read_as_number(node, labelling, value)
         return ()
-    rule = rule_for(node.target, rules)
     if rule is None:
         labelling.unsupported.append(Unsupported(node.name, str(node.target), where(node)))
         _freeze_inputs(node, labelling, f"no rule for {node.target}")

@@ -1,7 +1,7 @@
 """Channel shuffles by their name: a reshape, a transpose and a reshape back become one ``index_select``.
 
-As three ops a shuffle can only be narrowed in equal steps per block; as one it can be narrowed anywhere, and costs the
-same to run: both copy whole planes.
+So does ``aten.channel_shuffle``. A shuffle can only be narrowed in equal steps per block, a list of positions anywhere;
+it costs the same to run: both copy whole planes.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ def name_shuffles(traced: TracedModel) -> int:
 
 def _chain(last: Node) -> list[Node]:
     """The nodes from the first reshape to ``last``, where the shape comes back to what it was; [] otherwise."""
+    if last.op == "call_function" and last.target is _ops.channel_shuffle.default:
+        return [last]
     if last.op != "call_function" or last.target not in _LAST:
         return []
     chain = [last]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any
+from collections.abc import MutableMapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,16 @@ Emission = Arrays | list[Arrays]
 Shape = tuple[int, ...]
 
 
+class Fixed(Protocol):
+    """What is known of nodes that no input of the network reaches."""
+
+    def __call__(self, node: Node) -> Any:
+        """The node's value; None where an input reaches it."""
+
+    def __contains__(self, node: Node) -> bool:
+        """Whether no input reaches the node."""
+
+
 class OpCall:
     """A ``call_function`` node together with the labels that arrive at it.
 
@@ -26,7 +36,7 @@ class OpCall:
         node: The call; every tensor argument has ``meta["val"]``.
         emissions: Labels of the nodes before it.
         store: Where ties, freezes and balances are recorded.
-        constant: Evaluates a node that depends on no input of the network; None where it does.
+        constant: Values of nodes that depend on no input of the network.
     """
 
     def __init__(
@@ -34,7 +44,7 @@ class OpCall:
         node: Node,
         emissions: MutableMapping[Node, Emission],
         store: LabelStore,
-        constant: Callable[[Node], Any],
+        constant: Fixed,
     ) -> None:
         self.node = node
         self.store = store
@@ -66,6 +76,11 @@ class OpCall:
         """Shape of a tensor argument at the example inputs."""
         value = (self.arg(of) if isinstance(of, str) else of).meta["val"]
         return tuple(int(size) for size in value.shape)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether no input of the network reaches this call: it computes with weights alone."""
+        return self.node in self.constant
 
     @property
     def out_shape(self) -> Shape:
@@ -110,7 +125,7 @@ class OpCall:
     def relabel(self, of: str, axis: int, matrix: Tensor) -> None:
         """Replace a parameter's labels along ``axis`` by an array that varies along other axes too (grouped weights).
 
-        A parameter that was relabelled before, by another call with the same weight, has the two arrays tied.
+        A parameter that another call read before has the two arrays tied.
         """
         node = self.arg(of)
         kept: list[Tensor] = []
@@ -120,6 +135,8 @@ class OpCall:
                 self.tie(array, matrix)
                 known = True
             if support(array) == (axis,):
+                if any(user < self.node for user in node.users):
+                    self.tie(array, matrix)
                 self.store.retired.append(array.reshape(-1))
                 old, new = torch.broadcast_tensors(array, matrix)
                 self.store.attached.append(Tie(old.reshape(-1), new.reshape(-1), self.node.name))

@@ -10,6 +10,8 @@ from torch import Tensor
 from curlfx.labels.arrays import Arrays, support
 from curlfx.ops.call import OpCall, Shape
 
+WEIGHTS_SUMMED = "a sum over weights alone, which would change what stays"
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -48,6 +50,10 @@ def contract(call: OpCall, factors: Sequence[Factor], out: str) -> Arrays:
         _drop_summed_rows(call, table, summed)
     for letter in sorted({letter for letters in full for letter in letters}):
         holders = [index for index, letters in enumerate(full) if letter in letters]
+        if call.fixed and letter in summed:
+            for table in tables:
+                _freeze_ending(call, table, letter, WEIGHTS_SUMMED)
+            continue
         if len(holders) == 1 and letter in summed:
             _freeze_ending(call, tables[holders[0]], letter, "summed over without a partner")
         elif len(holders) > 1:

@@ -58,8 +58,8 @@ def _matmul(call: OpCall, first: Node, second: Node) -> Arrays:
     right = "k" if m == 1 else letters[len(letters) - (m - 2) :] + "kn"
     out = letters + ("m" if n > 1 else "") + ("n" if m > 1 else "")
     result = contract(call, [factor(call, first, left), factor(call, second, right)], out)
-    for node, axis in ((first, 0 if n == 1 else n - 2), (second, m - 1)):
-        if node.op == "get_attr":
+    for node, axes, axis in ((first, n, n - 2), (second, m, m - 1)):
+        if node.op == "get_attr" and axes > 1:
             _produced(call, node, axis)
     return result
 

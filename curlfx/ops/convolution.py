@@ -10,6 +10,7 @@ from curlfx.ops.contract import Factor, contract
 from curlfx.ops.contraction import with_bias
 
 _IN, _KERNEL, _OUT = "xyz", "uvw", "XYZ"
+_UNLABELLED_GROUPS = "grouped convolution of channels without labels"
 
 
 def convolution(call: OpCall) -> Arrays:
@@ -32,22 +33,27 @@ def transposed(call: OpCall) -> Arrays:
 def _dispatch(call: OpCall, *, out_axis: int, in_axis: int) -> Arrays:
     shape = call.shape("input")
     if len(shape) != len(call.shape("weight")):
-        call.freeze(call.arrays("input") + call.arrays("weight"), "convolution of an unbatched input")
-        return ()
+        return _refuse(call, out_axis, "convolution of an unbatched input")
     channels, groups = shape[1], int(call.number("groups", 1))
     if groups == 1:
         arrays = _dense(call, out_axis, in_axis)
     elif call.arg("weight").op != "get_attr":
-        call.freeze(call.arrays("input") + call.arrays("weight"), "grouped convolution with a computed weight")
-        return ()
+        return _refuse(call, out_axis, "grouped convolution with a computed weight")
     elif groups == channels and (out_axis == 0 or call.shape("weight")[1] == 1):
         arrays = _depthwise(call, channels)
     elif out_axis == 0:
         arrays = _grouped(call, groups)
     else:
-        call.freeze(call.arrays("input") + call.arrays("weight"), "grouped transposed convolution")
-        return ()
+        return _refuse(call, out_axis, "grouped transposed convolution")
     return with_bias(call, arrays, "bias", 1)
+
+
+def _refuse(call: OpCall, out_axis: int, reason: str) -> Arrays:
+    """Everything that meets here stays; the layer still counts as one that makes its output channels."""
+    call.produce([array for array in call.arrays("weight") if support(array) == (out_axis,)])
+    for name in ("input", "weight", "bias"):
+        call.freeze(call.arrays(name), reason)
+    return ()
 
 
 def _dense(call: OpCall, out_axis: int, in_axis: int) -> Arrays:
@@ -93,6 +99,7 @@ def _depthwise(call: OpCall, channels: int) -> Arrays:
     if out is None:
         return batch
     if vector is None:
+        call.produce([out])
         call.freeze(out, "depthwise convolution of channels without labels")
         return batch
     call.tie(vector[:, None], out.reshape(channels, -1))
@@ -111,7 +118,8 @@ def _grouped(call: OpCall, groups: int) -> Arrays:
     out = _axis_labels(call, 0)
     columns = _axis_labels(call, 1)
     if out is None or vector is None:
-        call.freeze([labels for labels in (out, vector, columns) if labels is not None], "grouped convolution")
+        call.produce([] if out is None else [out])
+        call.freeze([labels for labels in (out, vector, columns) if labels is not None], _UNLABELLED_GROUPS)
         return batch
     if weight[0] == groups:
         call.freeze([out], "every group of the convolution makes only this one channel, and whole groups stay")

@@ -1,4 +1,4 @@
-"""Rules of ops that join or extend tensors along an axis: cat, stack, pad."""
+"""Rules of ops that join, extend or make tensors: cat, stack, pad, zeros."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from curlfx.labels.arrays import Arrays, compress, empty_like_axis, flat, support
+from curlfx.labels.arrays import Arrays, along, compress, empty_like_axis, flat, support
 from curlfx.ops.call import OpCall
 from curlfx.ops.meet import Operand, meet
 
@@ -59,6 +59,19 @@ def pad(call: OpCall) -> Arrays:
         else:
             result.append(array)
     return tuple(result)
+
+
+def filled(call: OpCall) -> Arrays:
+    """Labels of a tensor of one value (zeros, new_full, …): every axis of a fixed size gets free labels of its own.
+
+    Shapes: output ``size``; axes whose size the graph computes (the batch) carry none.
+    """
+    fixed = [not isinstance(size, Node) for size in call.arg("size")]
+    return tuple(
+        along(call.store.fresh(size, call.node.name, axis, parameter=False), len(fixed), axis)
+        for axis, size in enumerate(call.out_shape)
+        if fixed[axis] and size > 1
+    )
 
 
 def padding(amounts: Sequence[int], ndim: int) -> list[tuple[int, int]]:

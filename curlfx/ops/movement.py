@@ -120,8 +120,20 @@ def rolled(call: OpCall) -> Arrays:
     return call.keep_only(call.arrays(source), [a for a in range(ndim) if a not in axes], "rolled along this axis")
 
 
+def windows(call: OpCall) -> Arrays:
+    """Labels of ``Tensor.unfold``: windows over unlabelled axes; channels along the axis that is cut stay.
+
+    Shapes: input ``(..., n, ...)``, output ``(..., windows, ..., size)``.
+    """
+    source = call.tensors()[0]
+    axis = call.axis("dimension", source)
+    others = [other for other in range(len(call.shape(source))) if other != axis]
+    arrays = call.keep_only(call.arrays(source), others, "cut into windows along this axis")
+    return tuple(_run(call, array) for array in arrays)
+
+
 def mirrored(call: OpCall) -> Arrays:
-    """Labels of flip, repeat, expand, repeat_interleave: the op keeps the order of what is kept."""
+    """Labels of flip, repeat, tile, expand, repeat_interleave: the op keeps the order of what is kept."""
     return _run_all(call)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from curlfx.labels.arrays import Arrays, support
 from curlfx.ops.call import OpCall
+from curlfx.ops.contract import WEIGHTS_SUMMED
 
 
 def _axes(call: OpCall) -> tuple[int, ...]:
@@ -30,6 +31,8 @@ def _without(call: OpCall, arrays: Sequence[Tensor], axes: Sequence[int]) -> Arr
 def summed(call: OpCall) -> Arrays:
     """Labels of ``sum`` and vector norms: a removed channel adds nothing, so labels on summed axes end here.
 
+    A sum over weights alone (weight normalisation) would change for the channels that stay: it freezes them.
+
     Shapes: input any; output without ``dim`` (size 1 there with ``keepdim``).
     """
     axes = _axes(call)
@@ -38,7 +41,9 @@ def summed(call: OpCall) -> Arrays:
         outer = [axis for axis in support(array)[:-1] if axis in axes]
         if outer:
             array = call.project(array, tuple(a for a in support(array) if a not in outer))
-        if support(array)[-1] in axes:
+        if support(array)[-1] in axes and call.fixed:
+            call.freeze(array, WEIGHTS_SUMMED)
+        elif support(array)[-1] in axes:
             call.read("self")
         else:
             passing.append(array)

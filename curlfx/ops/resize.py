@@ -108,7 +108,7 @@ class Resizing:
 
 
 def output_sizes(call: Resizing) -> None:
-    """view, reshape, expand: the sizes written are the output's."""
+    """view, reshape, expand, zeros: the sizes written are the output's."""
     for name in ("size", "shape"):
         if call.has(name):
             call.sizes(name, call.old(call.node), call.new(call.node))
@@ -140,6 +140,14 @@ def narrowed(call: Resizing) -> None:
     if not kept.all():
         call.set("start", int(kept[:start].sum()))
         call.set("length", call.new(call.node)[axis])
+
+
+def picked(call: Resizing) -> None:
+    """select: the index becomes the number of channels kept before it."""
+    axis, index = call.axis(), call.get("index")
+    kept = call.kept(call.source(), axis)
+    if isinstance(index, int) and not kept.all():
+        call.set("index", int(kept[: index % kept.size].sum()))
 
 
 def parts(call: Resizing) -> None:
@@ -234,9 +242,19 @@ RESIZE: Mapping[str, Callable[[Resizing], None]] = {
     "_unsafe_view": output_sizes,
     "reshape": output_sizes,
     "expand": output_sizes,
+    "broadcast_to": output_sizes,
+    "new_zeros": output_sizes,
+    "new_ones": output_sizes,
+    "new_full": output_sizes,
+    "new_empty": output_sizes,
+    "zeros": output_sizes,
+    "ones": output_sizes,
+    "full": output_sizes,
+    "empty": output_sizes,
     "unflatten": unflattened,
     "slice": bounds,
     "narrow": narrowed,
+    "select": picked,
     "split": parts,
     "split_with_sizes": parts,
     "chunk": parts,
