@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from curlfx.recovery import evaluate as evaluate
     from curlfx.recovery import recover as recover
     from curlfx.run.runner import run as run
+    from curlfx.run.verify import VerifyReport as VerifyReport
+    from curlfx.run.verify import verify as verify
     from curlfx.sources import load_data as load_data
     from curlfx.sources import load_model as load_model
     from curlfx.sources import load_weights as load_weights
@@ -40,6 +42,7 @@ EXPORTS: Mapping[str, str] = MappingProxyType(
         "Scores": "curlfx.importance",
         "SlimPlan": "curlfx.planning",
         "TracedModel": "curlfx.graph",
+        "VerifyReport": "curlfx.run.verify",
         "bench": "curlfx.deploy",
         "couple": "curlfx.coupling",
         "evaluate": "curlfx.recovery",
@@ -54,6 +57,7 @@ EXPORTS: Mapping[str, str] = MappingProxyType(
         "show": "curlfx.graph",
         "slim": "curlfx.planning.apply",
         "trace": "curlfx.graph",
+        "verify": "curlfx.run.verify",
     }
 )
 """Public name to the module that has it."""
