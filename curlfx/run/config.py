@@ -65,7 +65,7 @@ class TrainingConfig(Section):
     Attributes: as in `curlfx.recovery.settings.TrainSettings`.
     """
 
-    epochs: Natural = 12
+    epochs: Natural = 8
     batch_size: Count = 64
     lr: Positive = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -92,7 +92,7 @@ class RecoveryConfig(TrainingConfig):
         temperature: Softmax temperature of the distillation.
     """
 
-    epochs: Natural = 10
+    epochs: Natural = 8
     lr: Positive = 0.02
     distillation: Share = 0.7
     temperature: Positive = 2.0
