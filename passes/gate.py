@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from curlfx.cost.macs import batch_size
 from curlfx.coupling import Coupling
+from curlfx.coupling.resolve import Ints
 from curlfx.graph.traced import TracedModel
 from curlfx.passes.base import Pass
 from curlfx.passes.kept_statistics import normalise_over_kept
@@ -48,7 +52,7 @@ class Gate(Pass):
             nodes |= normalise_over_kept(graph, self.coupling, masks.arrays)
         for reader, source in self.coupling.reads:
             node, value = nodes[reader], nodes[source]
-            factors = masks.arrays(source)
+            factors = masks.arrays(source, value)
             if not factors:
                 continue
             gated = value
@@ -73,12 +77,37 @@ class Masks:
         self._coupling = coupling
         self._known: dict[tuple[tuple[int, ...], bytes], Node] = {}
         self._gates = graph.node_of(GATES)
+        self._dtype = graph.parameter(GATES).dtype
+        self._batch = batch_size(graph)
 
-    def arrays(self, of: str) -> list[Node]:
-        """Masks broadcastable to the output of the node of that name, one per label array."""
-        return [self._mask(array) for array in self._coupling.labels(of)]
+    def arrays(self, of: str, value: Node) -> list[Node]:
+        """Masks broadcastable to ``value``, and of its type, one per label array of the node named ``of``."""
+        return [self._fitted(array, value) for array in self._coupling.labels(of)]
 
-    def _mask(self, array: Any) -> Node:
+    def _fitted(self, array: Ints, value: Node) -> Node:
+        """The mask of one array. What the batch is merged into (``batch * heads``) is repeated as often as needed."""
+        call = self._graph.graph.call_function
+        once, axes = _once(array, self._batch) if self._graph.dynamic_batch else (array, [])
+        mask, dtype = self._mask(once), value.meta["val"].dtype
+        if not axes and dtype == self._dtype:
+            return mask
+        with self._graph.graph.inserting_after(_later(mask, value)):
+            last = mask
+            if dtype != self._dtype:
+                last = call(torch.ops.aten.to.dtype, (mask, dtype))
+        if not axes:
+            return last
+        times: list[int | Node] = [1] * array.ndim
+        with self._graph.graph.inserting_after(_later(last, value)):
+            repeated = call(torch.ops.aten.repeat.default, (last, times))
+        with self._graph.graph.inserting_before(repeated):
+            for axis in axes:
+                size = call(torch.ops.aten.sym_size.int, (value, axis))
+                times[axis] = call(operator.floordiv, (size, once.shape[axis]))
+        repeated.args = (last, times)
+        return repeated
+
+    def _mask(self, array: Ints) -> Node:
         key = (tuple(array.shape), array.tobytes())
         if key not in self._known:
             name = f"curlfx_channels_{len(self._known)}"
@@ -87,6 +116,18 @@ class Masks:
             with self._graph.graph.inserting_after(_later(self._gates, labels)):
                 self._known[key] = self._graph.graph.call_function(torch.ops.aten.index.Tensor, (self._gates, [labels]))
         return self._known[key]
+
+
+def _once(array: Ints, batch: int) -> tuple[Ints, list[int]]:
+    """The array with one of the ``batch`` equal parts of every axis that has them, and these axes."""
+    axes = []
+    for axis, size in enumerate(array.shape):
+        if batch > 1 and size >= batch and size % batch == 0:
+            first, *others = np.split(array, batch, axis)
+            if all((other == first).all() for other in others):
+                array = first
+                axes.append(axis)
+    return array, axes
 
 
 def set_gates(module: nn.Module, gates: Tensor) -> None:

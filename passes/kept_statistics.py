@@ -17,13 +17,15 @@ _NAMES = {"aten::layer_norm": "layer", "aten::rms_norm": "rms", "aten::group_nor
 _ops = torch.ops.aten
 
 
-def normalise_over_kept(graph: TracedModel, coupling: Coupling, masks: Callable[[str], list[Node]]) -> dict[str, Node]:
+def normalise_over_kept(
+    graph: TracedModel, coupling: Coupling, masks: Callable[[str, Node], list[Node]]
+) -> dict[str, Node]:
     """Spell out every normalisation that runs over labelled channels, with masked sums in place of means.
 
     Args:
         graph: The network, rewritten in place.
         coupling: Its coupling.
-        masks: Gives the gate masks of a tensor, broadcastable to it.
+        masks: Gives the gate masks of a tensor, by the name of its node in the coupling and the node that it is now.
 
     Returns:
         What stands in for each normalisation now, by its node's name.
@@ -38,7 +40,7 @@ def normalise_over_kept(graph: TracedModel, coupling: Coupling, masks: Callable[
         label = original.get(source, source.name)
         if not coupling.labels(label):
             continue
-        factors = masks(label)
+        factors = masks(label, source)
         with graph.graph.inserting_before(node):
             build = _group if kind == "group" else _trailing
             result = build(graph.graph, node, source, factors)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from curlfx.graph import shape_of
+from curlfx.ops.call import concrete
 
 aten = torch.ops.aten
 
@@ -82,7 +83,7 @@ def convolution(node: fx.Node) -> tuple[Contraction, ...]:
     Source: aten/src/ATen/native/Convolution.cpp.
     """
     call = arguments(node)
-    x, weight, groups = call["input"], call["weight"], int(call["groups"])
+    x, weight, groups = call["input"], call["weight"], int(concrete(call["groups"]))
     transposed = bool(call.get("transposed", False)) or "transpose" in str(node.target)
     rows, inner, *kernel = shape_of(weight)
     outs, ins = (inner, rows // groups) if transposed else (rows // groups, inner)

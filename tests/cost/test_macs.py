@@ -150,3 +150,21 @@ def test_shared_and_unread_parameters_count_once_and_never() -> None:
     traced = trace(Shared(), (torch.randn(2, 6),))
     assert sum(params(traced).values()) == 24
     assert sum(macs(traced).values()) == 48
+
+
+class OneFilterPerImage(nn.Module):
+    """A convolution whose weights are computed from each image: as many groups as images."""
+
+    def __init__(self):
+        super().__init__()
+        self.make = nn.Linear(4, 4 * 4 * 9)
+
+    def forward(self, x):
+        batch = x.shape[0]
+        weight = self.make(x.mean((2, 3))).reshape(batch * 4, 4, 3, 3)
+        return functional.conv2d(x.reshape(1, batch * 4, 6, 6), weight, groups=batch).view(batch, 4, 4, 4)
+
+
+def test_as_many_groups_as_images():
+    traced = trace(OneFilterPerImage(), torch.randn(3, 4, 6, 6))
+    assert sum(macs(traced).values()) == 4 * 144 + 4 * 4 * 9 * 16
