@@ -33,12 +33,14 @@ def name_shuffles(traced: TracedModel) -> int:
     found = 0
     for last in list(traced.graph.nodes):
         chain = _chain(last)
-        if not chain:
+        if not chain or not _undisturbed(chain) or _follows_batch(chain):
             continue
         permutation = _permutation(chain)
         if permutation is None:
             continue
         axis, index = permutation
+        if axis == 0 and traced.dynamic_batch:
+            continue
         source = chain[0].args[0]
         name = f"curlfx_shuffle_{found}"
         traced.add_buffer(name, index)
@@ -75,6 +77,24 @@ def _chain(last: Node) -> list[Node]:
 
 def _transposes(chain: list[Node]) -> bool:
     return any(node.target in (_ops.permute.default, _ops.transpose.int, _ops.swapaxes.default) for node in chain)
+
+
+def _undisturbed(chain: list[Node]) -> bool:
+    """Whether nothing is written in place while the chain runs, and nothing else reads what lies within it."""
+    node = chain[0]
+    while node is not chain[-1]:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            return False
+        node = node.next
+    within = [user for node in chain[:-1] for user in node.users if isinstance(user.meta.get("val"), Tensor)]
+    return all(user in chain for user in within)
+
+
+def _follows_batch(chain: list[Node]) -> bool:
+    """Whether a size that depends on the batch stands anywhere but first: other batches then move other things."""
+    sizes = [item for node in chain for item in node.args[1:] if isinstance(item, (list, tuple))]
+    return any(isinstance(size, Node) for written in sizes for size in written[1:])
 
 
 def _permutation(chain: list[Node]) -> tuple[int, Tensor] | None:
