@@ -20,7 +20,7 @@ def train(job: Job) -> Result:
             job.say("no weights and train.epochs=0: the dense network keeps its random weights")
         return {"epochs": 0}
     found = _fit(job, job.subject.model, job.config.train, "train", None)
-    job.say(f"trained the dense network for {len(found.history)} epochs in {found.seconds:.1f} s")
+    job.say(f"trained the dense network: {len(found.history)} epochs in {found.seconds:.1f} s")
     save_tensors(job.subject.model, job.checkpoint("dense.safetensors"))
     return {"epochs": len(found.history), "accuracy": found.accuracy}
 
@@ -41,7 +41,7 @@ def recover(job: Job) -> Result:
     found = FitResult((), 0.0)
     if settings.epochs:
         found = _fit(job, network, settings, "recover", job.dense if settings.distillation else None)
-        job.say(f"recovered the slim network for {len(found.history)} epochs in {found.seconds:.1f} s")
+        job.say(f"recovered the slim network: {len(found.history)} epochs in {found.seconds:.1f} s")
     save_tensors(network, job.file("slim.safetensors"), plan="plan.json")
     return {"epochs": len(found.history), "accuracy": found.accuracy}
 
