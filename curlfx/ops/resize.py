@@ -120,6 +120,22 @@ def unflattened(call: Resizing) -> None:
     call.sizes("sizes", call.old(call.node)[axis : axis + count], call.new(call.node)[axis : axis + count])
 
 
+def squeezed(call: Resizing) -> None:
+    """squeeze: an axis that is left with one channel stays; the axes that go are named."""
+    old, new = call.old(call.source()), call.new(call.source())
+    if not any(after == 1 < before for before, after in zip(old, new, strict=True)):
+        return
+    written = call.get("dim") if call.has("dim") else range(len(old))
+    axes = [int(axis) % len(old) for axis in (written if isinstance(written, Sequence) else [written])]
+    gone = [axis for axis in axes if old[axis] == 1]
+    in_place = call.node.target._schema.is_mutable  # type: ignore[union-attr]
+    squeeze = torch.ops.aten.squeeze_.dims if in_place else torch.ops.aten.squeeze.dims
+    call.node.target = squeeze if gone else torch.ops.aten.alias.default
+    call.node.args = (call.source(), gone) if gone else (call.source(),)
+    call.node.kwargs = {}
+    call.changed = True
+
+
 def bounds(call: Resizing) -> None:
     """slice: start and end become the number of channels kept before them."""
     axis = call.axis()
@@ -199,7 +215,7 @@ def indexed(call: Resizing) -> None:
 
 def conv_groups(call: Resizing) -> None:
     """Convolution: groups are input channels over channels per group (depthwise ones lose whole groups)."""
-    if int(call.get("groups", 1)) == 1:
+    if call.get("groups", 1) == 1 or isinstance(call.get("groups"), Node):  # as many groups as images
         return
     channels, weight = call.new(call.get("input"))[1], call.new(call.get("weight"))
     groups = channels // weight[1]
@@ -252,6 +268,8 @@ RESIZE: Mapping[str, Callable[[Resizing], None]] = {
     "full": output_sizes,
     "empty": output_sizes,
     "unflatten": unflattened,
+    "squeeze": squeezed,
+    "squeeze_": squeezed,
     "slice": bounds,
     "narrow": narrowed,
     "select": picked,
