@@ -13,9 +13,14 @@ from curlfx.ops.call import OpCall
 def batch_norm(call: OpCall) -> Arrays:
     """Labels of ``aten.batch_norm``: weight, bias and running statistics tied to the channel.
 
+    Where the batch itself gives the statistics, they run over every other axis, and channels there stay.
+
     Shapes: input ``(N, C, *)``, each parameter ``(C,)``.
     """
-    return _per_channel(call, call.arrays("input"), ("weight", "bias", "running_mean", "running_var"))
+    arrays = call.arrays("input")
+    if bool(call.number("training", False)) or not call.has("running_mean"):
+        arrays = call.keep_only(arrays, (1,), "batch statistics run over this axis")
+    return _per_channel(call, arrays, ("weight", "bias", "running_mean", "running_var"))
 
 
 def instance_norm(call: OpCall) -> Arrays:

@@ -15,7 +15,27 @@ def chain(*layers):
     return randomise(nn.Sequential(*layers).double()).eval()
 
 
+class Transposed(nn.Module):
+    """A layer over the last two axes the other way round."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.transpose(1, 2)).transpose(1, 2)
+
+
 NETWORKS = {
+    # Batch statistics of tokens run over the channels: they stay (with running statistics they would be free).
+    "batch_statistics_of_tokens": lambda: chain(
+        nn.Conv2d(3, 4, 1),
+        nn.Flatten(2),
+        Transposed(nn.BatchNorm1d(64, track_running_stats=False)),
+        nn.Conv1d(4, 4, 1),
+        nn.ReLU(),
+        nn.Conv1d(4, 2, 1),
+    ),
     # A grouped convolution that makes one channel per group but is not depthwise: whole groups cannot go.
     "one_channel_per_group": lambda: chain(
         nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 3, groups=2), nn.ReLU(), nn.Conv2d(2, 2, 1)
