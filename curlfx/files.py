@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from curlfx.errors import OutputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def written(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        _discard(temporary)
+        discard(temporary)
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -37,10 +40,12 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 def unwritable(path: Path, error: OSError) -> OutputError:
     """The one error for a folder that cannot be written, a full disk and their like; names the path and the cause."""
     reason = error.strerror or str(error)
-    return OutputError(f"cannot write {path}: {reason}; free some space there or name another folder")
+    remedy = "free some space there or name another folder" if error.errno in FULL else "name another folder"
+    return OutputError(f"cannot write {path}: {reason}; {remedy}")
 
 
-def _discard(path: Path) -> None:
+def discard(path: Path) -> None:
+    """Remove a file if it is there and can be removed."""
     try:
         path.unlink(missing_ok=True)
     except OSError:  # the folder itself went away or became read-only: nothing is left to tidy

@@ -37,6 +37,14 @@ def provider_name(provider: str) -> str:
     return name
 
 
+def check_runtime(provider: str, threads: int) -> str:
+    """Full name of the provider. Raises: ConfigError for one that is not there, or a number of threads out of range."""
+    most = MOST_THREADS_PER_CORE * cores()
+    if not 0 <= threads <= most:
+        raise ConfigError(f"threads = {threads}: want 0 (all {cores()} cores) to {most}")
+    return provider_name(provider)
+
+
 def open_session(path: Path, *, provider: str = "cpu", threads: int = 0) -> Any:
     """An `onnxruntime.InferenceSession` with every graph optimisation on.
 
@@ -46,10 +54,7 @@ def open_session(path: Path, *, provider: str = "cpu", threads: int = 0) -> Any:
 
     Raises: ConfigError for a provider that is not there; ModelError for a file that is missing, damaged or refused.
     """
-    name = provider_name(provider)
-    most = MOST_THREADS_PER_CORE * cores()
-    if not 0 <= threads <= most:
-        raise ConfigError(f"threads = {threads}: want 0 (all {cores()} cores) to {most}")
+    name = check_runtime(provider, threads)
     read_onnx(path)  # says what is wrong with a file; onnxruntime only says that something is
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

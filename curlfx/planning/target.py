@@ -78,7 +78,9 @@ def _parse(quantity: str, amount: Amount, dense: Cost) -> Target:
         if not 0 < number <= 1:
             raise TargetError(f"target {quantity} = {amount}: out of range: want a share above 0% and at most 100%")
         return Target(quantity, number * whole, whole)
-    if not 0 < number <= whole:
+    if number <= 0:
+        raise TargetError(f"target {quantity} = {amount}: out of range: want more than 0, or a share like '50%'")
+    if number > whole:
         raise TargetError(
             f"target {quantity} = {amount}: out of range: want more than 0 and at most the dense network's "
             f"{float(whole):,.12g}"

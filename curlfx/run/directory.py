@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from curlfx.errors import OutputError
-from curlfx.files import unwritable, write_bytes
+from curlfx.files import discard, unwritable, write_bytes
 
 STATE = "state.json"
 CONFIG = "config.yaml"
@@ -30,13 +30,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as indented JSON, whole or not at all. Raises: OutputError; ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def _discard(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:  # the folder itself went away or became read-only: nothing is left to tidy
-        return
 
 
 @dataclass
@@ -146,13 +139,13 @@ class RunDirectory:
         """Remove temporary files that a killed process left."""
         for folder in (self.path, self.checkpoints):
             for path in folder.glob(".*.partial"):
-                _discard(path)
+                discard(path)
 
     def _withdraw(self, made: list[Path]) -> None:
         """Undo ``create``: our files, then the folders we made, as far as they are empty."""
         self.close()
         for name in (CONFIG, STATE, ".lock"):
-            _discard(self.path / name)
+            discard(self.path / name)
         for folder in (self.checkpoints, *made):
             try:
                 folder.rmdir()
@@ -171,7 +164,8 @@ def _make(out: Path) -> tuple[list[Path], Path]:
     """Make ``out`` and its parents; return the folders that were really made, innermost first."""
     try:
         if out.is_dir() and any(out.iterdir()):
-            raise OutputError(f"out={out}: the folder is not empty; name another one, or continue it with resume={out}")
+            hint = f", or continue it with resume={out}" if (out / STATE).is_file() else ""
+            raise OutputError(f"out={out}: the folder is not empty; name another one{hint}")
         missing = [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
         _probe(out, missing)

@@ -53,8 +53,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
         settings = yaml.safe_load(file.read_text())
     except OSError as error:
         raise ConfigError(f"{file}: cannot read the configuration: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
+        raise ConfigError(f"{file}{line}: not a YAML file: {error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not a YAML file: {error}") from error
+        raise ConfigError(f"{file}: not a YAML file: {str(error).splitlines()[0]}") from error
     if settings is None:
         return {}
     if not isinstance(settings, dict):
@@ -70,6 +73,8 @@ def _assign(settings: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
+        value = text
+    if isinstance(value, dict) and not text.lstrip().startswith("{"):  # "imagefolder:" is text, not a mapping
         value = text
     for name in names[:-1]:
         inner = settings.setdefault(name, {})

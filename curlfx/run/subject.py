@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from curlfx.cost import CostModel
 from curlfx.coupling import Coupling, couple
+from curlfx.deploy.session import check_runtime
 from curlfx.errors import ConfigError
 from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel
@@ -53,6 +54,8 @@ def load_subject(config: RunConfig) -> Subject:
     """
     device = choose_device(config.device)
     check_criterion(config.importance)
+    check_runtime(config.bench.provider, config.bench.threads)
+    check_runtime("cpu", config.threads or 0)
     data = load_data(config.data, shape=wanted_shape(config), limit=config.limit)
     for split in SPLITS:
         data.size(split)

@@ -85,7 +85,7 @@ def _from_factory(request: DataRequest) -> DataSource:
         made = factory() if callable(factory) else factory
     except CurlfxError:
         raise
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         raise DataError(f"data {request.name}: its factory failed: {describe(cause)}") from cause
     source = made if isinstance(made, DataSource) else _from_datasets(request, made)
     if request.shape is not None and source.shape != request.shape:
@@ -100,13 +100,14 @@ def _from_datasets(request: DataRequest, made: object) -> DataSource:
     wanted = "want a DataSource, or torch data sets by split: {'train': …, 'test': …}"
     if not isinstance(made, Mapping) or not {"train", "test"} <= set(made) <= {"train", "val", "test"}:
         raise DataError(f"data {request.name}: its factory returned {type(made).__name__}; {wanted}")
-    splits: dict[SplitName, Images] = {}
-    for name, dataset in made.items():
-        labels = _labels(dataset, f"data {request.name}, {name}")
-        splits[name] = StreamedImages(DatasetReader(dataset, request.name), torch.arange(len(labels)), labels, 0)
+    labels = {name: _labels(dataset, f"data {request.name}, {name}") for name, dataset in made.items()}
     first = DatasetReader(made["train"], request.name).read(0, augment=False)
     if first.dim() != 3:
         raise DataError(f"data {request.name}: an image has shape {tuple(first.shape)}, want (C, H, W)")
+    splits: dict[SplitName, Images] = {}
+    for name, dataset in made.items():
+        reader = DatasetReader(dataset, request.name, tuple(first.shape))
+        splits[name] = StreamedImages(reader, torch.arange(len(labels[name])), labels[name], 0)
     names = getattr(made["train"], "classes", None)
     count = 1 + max(int(images.labels.max()) for images in splits.values())
     classes = tuple(map(str, names if names is not None else range(count)))
@@ -134,15 +135,27 @@ class DatasetReader:
     Attributes:
         dataset: Yields ``(image, label)``.
         name: For messages.
+        shape: What every image must have; none takes any.
     """
 
     dataset: Dataset[tuple[Tensor, int]]
     name: str
+    shape: tuple[int, ...] | None = None
 
     def read(self, index: int, *, augment: bool) -> Tensor:  # noqa: ARG002
-        """Return image ``index``, ``(C, H, W)`` float32. Raises: DataError when it is no float tensor."""
+        """Return image ``index``, ``(C, H, W)`` float32.
+
+        Raises: DataError for another shape, and for what is no float tensor of finite values.
+        """
         image: object = self.dataset[index][0]
         if not isinstance(image, Tensor) or not image.is_floating_point():
             found = image.dtype if isinstance(image, Tensor) else type(image).__name__
             raise DataError(f"data {self.name}: image {index} is {found}, want a float tensor (C, H, W)")
+        if self.shape is not None and tuple(image.shape) != self.shape:
+            raise DataError(
+                f"data {self.name}: image {index} has shape {tuple(image.shape)}, the first one {self.shape}; "
+                "bring them to one size"
+            )
+        if not bool(torch.isfinite(image).all()):
+            raise DataError(f"data {self.name}: image {index} holds NaN or infinite values; mend or remove it")
         return image.float()

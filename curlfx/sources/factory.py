@@ -53,7 +53,7 @@ def _import_file(path: Path, error: type[UsageError]) -> ModuleType:
     with _importable(path.resolve().parent):
         try:
             module_spec.loader.exec_module(module)
-        except Exception as cause:
+        except (Exception, SystemExit) as cause:
             del sys.modules[name]
             raise error(f"{path} does not import: {describe(cause)}") from cause
     return module
@@ -63,7 +63,7 @@ def _import_module(name: str, error: type[UsageError]) -> ModuleType:
     with _importable(Path.cwd()):
         try:
             return importlib.import_module(name)
-        except Exception as cause:
+        except (Exception, SystemExit) as cause:
             raise error(f"module {name!r} does not import: {describe(cause)}") from cause
 
 

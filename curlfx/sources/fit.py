@@ -15,10 +15,13 @@ from curlfx.sources.source import DataSource
 def check_fit(model: nn.Module, source: DataSource) -> None:
     """Run two blank images of the data's shape through the network, in eval mode.
 
-    Raises: ModelError when the network does not take them or gives no class scores ``(N, K)``; DataError when it gives
-    another number of scores than the data has classes.
+    Raises: ModelError when the network does not take them, gives no class scores ``(N, K)`` or has a parameter that is
+    not finite; DataError when it gives another number of scores than the data has classes.
     """
     scores = class_scores(model, source.shape)
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"the network's {name} holds NaN or infinite values; mend it, or give weights=FILE")
     if scores != source.num_classes:
         raise DataError(
             f"data {source.name} has {source.num_classes} classes, the head of the network gives {scores}; "

@@ -164,7 +164,7 @@ def _called(spec: str, build: Callable[[], object]) -> nn.Module:
         model = build()
     except CurlfxError:
         raise
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         raise ModelError(f"model {spec}: its factory failed: {describe(cause)}") from cause
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {spec}: its factory returned {type(model).__name__}, want a torch.nn.Module")

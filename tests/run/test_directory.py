@@ -83,14 +83,17 @@ def test_names_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OutputError, match=r"the folder is not empty; name another one, or continue it with resume="):
+    with pytest.raises(OutputError, match=r"the folder is not empty; name another one$"):
         RunDirectory.create(tmp_path, "digits", {})
     assert listing(tmp_path) == ["file"]
+    RunDirectory.create(tmp_path / "run", "digits", {}).close()
+    with pytest.raises(OutputError, match=r"name another one, or continue it with resume=.*run$"):
+        RunDirectory.create(tmp_path / "run", "digits", {})
 
 
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OutputError, match=r"cannot write .*file"):
+    with pytest.raises(OutputError, match=r"cannot write .*file.*; name another folder$"):
         RunDirectory.create(tmp_path / "file" / "run", "digits", {})
     assert listing(tmp_path) == ["file"]
 

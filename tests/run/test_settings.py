@@ -81,13 +81,14 @@ def test_every_fault_is_reported_once() -> None:
     [
         ("- 1\n- 2\n", "want keys with values, like 'seed: 1'; found list"),
         ("a: [", "not a YAML file"),
+        ("a: [1\nb: 2\n", "job.yaml:2: not a YAML file: expected ',' or ']', but got ':'"),
         ("seed: !!python/object/apply:os.getcwd []\n", "not a YAML file"),
     ],
 )
 def test_bad_file(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "job.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=r"job\.yaml: ") as caught:
+    with pytest.raises(ConfigError, match=r"job\.yaml(:\d+)?: ") as caught:
         load_config(file)
     assert message in str(caught.value)
 

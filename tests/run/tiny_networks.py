@@ -50,5 +50,15 @@ def broken() -> nn.Module:
     raise RuntimeError("no network today")
 
 
+def leaving() -> nn.Module:
+    raise SystemExit(3)
+
+
+def not_a_number(num_classes: int = 10) -> nn.Module:
+    network = Residual(num_classes)
+    nn.init.constant_(network.head.bias, float("nan"))
+    return network
+
+
 def all_frozen(num_classes: int = 10) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))

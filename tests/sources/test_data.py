@@ -39,6 +39,12 @@ def numbers():
 def broken():
     raise ValueError("disk is gone")
 
+def of_two_sizes():
+    return {"train": part(9), "test": [(torch.zeros(2, 4, 4), 0), (torch.zeros(2, 5, 4), 1)]}
+
+def not_a_number():
+    return {"train": part(9), "test": [(torch.full((2, 4, 4), float("nan")), 0)]}
+
 def flat():
     return {"train": part(9, shape=(4,)), "test": part(9, shape=(4,))}
 
@@ -228,3 +234,17 @@ def test_torch_data_sets_need_labels_that_are_numbers(tmp_path: Path) -> None:
     (tmp_path / "named.py").write_text("made = {'train': [(1, 'cat')], 'test': [(1, 'dog')]}\n")
     with pytest.raises(DataError, match="want pairs"):
         load_data(f"{tmp_path / 'named.py'}:made")
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("of_two_sizes", r"image 1 has shape \(2, 5, 4\), the first one \(2, 4, 4\)"),
+        ("not_a_number", "image 0 holds NaN"),
+    ],
+)
+def test_images_that_a_batch_cannot_hold(tmp_path: Path, name: str, match: str) -> None:
+    (tmp_path / "sets.py").write_text(FACTORY)
+    source = load_data(f"{tmp_path / 'sets.py'}:{name}")
+    with pytest.raises(DataError, match=match):
+        list(source.loader("test", 2))
