@@ -33,7 +33,9 @@ def kl(request: Request) -> dict[GroupId, Values]:
         classes.
     Source: CURL (arXiv:1911.08114), importance score; the masked network is the first argument, as in its code.
     """
-    channels = np.concatenate([np.asarray(group.channels) for group in request.coupling.groups] or [np.zeros(0, int)])
+    if not request.coupling.total:
+        return {}
+    channels = np.concatenate([np.asarray(group.channels) for group in request.coupling.groups])
     averaged = any(group.statistics_change for group in request.coupling.groups)
     gate = Gate(request.coupling, statistics="kept" if averaged else "all")
     gated, _ = run(request.traced, [gate], own_weights=False)

@@ -23,6 +23,7 @@ from curlfx.planning.target import Amount, parse_targets
 from curlfx.planning.units import Ints, Units, kept_positions, make_units, rank_globally, rank_uniformly
 
 Allocation = Literal["global", "uniform"]
+_LARGEST_STEP = 2**16
 HALF: Mapping[str, Amount] = {"macs": "50%"}
 
 ALLOCATIONS: Mapping[Allocation, Ranking] = {"global": rank_globally, "uniform": rank_uniformly}
@@ -127,12 +128,12 @@ def plan_from_widths(
 def resolve_round_to(round_to: int | Literal["auto"]) -> int:
     """The number behind ``round_to``: ``"auto"`` is the floats in a vector register of this CPU, at least 8.
 
-    Raises: TargetError for anything but ``"auto"`` and whole numbers from 1.
+    Raises: TargetError for anything but ``"auto"`` and whole numbers from 1 to 65536.
     """
     if round_to == "auto":
         return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability().upper() else 8
-    if not (_is_number(round_to) and int(round_to) == round_to >= 1):
-        raise TargetError(f"round_to = {round_to!r}: want 'auto' or a whole number of at least 1")
+    if not (_is_number(round_to) and 1 <= round_to <= _LARGEST_STEP and int(round_to) == round_to):
+        raise TargetError(f"round_to = {round_to!r}: want 'auto' or a whole number from 1 to {_LARGEST_STEP}")
     return int(round_to)
 
 
@@ -177,7 +178,7 @@ def _kept_units(group: GroupId, width: float | str, size: int, blocks: int) -> i
     try:
         text = str(width).strip()
         share = Fraction(text.removesuffix("%").strip()) / (100 if text.endswith("%") else 1)
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         share = Fraction(0)
     if isinstance(width, bool) or not 0 < share <= 1:
         raise PlanError(f"widths['{group}'] = {width!r}: want a number of channels, or a share like 0.5 or '50%'")

@@ -240,3 +240,9 @@ def test_refuses_a_network_without_classes() -> None:
 def test_names_the_group_of_a_score_that_is_no_number() -> None:
     with pytest.raises(PlanError, match=r"scores\['b'\]\[1\] = nan \(1 of 2 channels\)"):
         Scores("kl", {"a": np.ones(3), "b": np.array([1.0, math.nan])})
+
+
+def test_a_network_with_nothing_free_has_no_scores() -> None:
+    traced, coupling = traced_and_coupled(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)))
+    assert not coupling.groups
+    assert dict(score(traced, coupling, "kl", data=torch.randn(2, 3, 8, 8)).values) == {}

@@ -258,7 +258,11 @@ def test_the_same_target_in_other_words(one: float | str, other: float | str) ->
 
 
 @pytest.mark.parametrize(
-    "options", [{"floor": 1.0}, {"floor": -0.1}, {"floor": "a"}, {"round_to": 0}, {"round_to": "x"}]
+    "options",
+    [
+        *({"floor": floor} for floor in (1.0, -0.1, "a", float("nan"))),
+        *({"round_to": step} for step in (0, "x", 1.5, float("nan"), float("inf"), 10**30)),
+    ],
 )
 def test_options_out_of_range(options: dict[str, object]) -> None:
     with pytest.raises(TargetError, match=f"{next(iter(options))} = "):
@@ -289,6 +293,7 @@ def test_widths_as_given() -> None:
         ({"2.weight": 17}, r"want in \[1, 16\]"),
         ({"2.weight": "x"}, "want a number of channels, or a share"),
         ({"2.weight": 1.5}, "want a number of channels, or a share"),
+        ({"2.weight": "1/0"}, "want a number of channels, or a share"),
         ({"2.weight": True}, "want a number of channels, or a share"),
     ],
 )
