@@ -38,7 +38,7 @@ def kl(request: Request) -> dict[GroupId, Values]:
     channels = np.concatenate([np.asarray(group.channels) for group in request.coupling.groups])
     averaged = any(group.statistics_change for group in request.coupling.groups)
     gate = Gate(request.coupling, statistics="kept" if averaged else "all")
-    gated, _ = run(request.traced, [gate], own_weights=False)
+    gated, _ = run(request.traced, [gate])  # weights of its own: a network may write into its buffers
     module = gated.module.eval()
     gates = module.get_buffer(GATES)
     device, dtype = gates.device, _dtype(module)

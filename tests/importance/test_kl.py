@@ -246,3 +246,25 @@ def test_a_network_with_nothing_free_has_no_scores() -> None:
     traced, coupling = traced_and_coupled(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)))
     assert not coupling.groups
     assert dict(score(traced, coupling, "kl", data=torch.randn(2, 3, 8, 8)).values) == {}
+
+
+class MovingMean(nn.Module):
+    """Writes into a buffer at every call, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.fc = nn.Linear(4, 3)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).mean((2, 3))
+        self.mean.mul_(0.9).add_(y.mean(0) * 0.1)
+        return self.fc(torch.relu(y - self.mean))
+
+
+def test_buffers_that_a_network_writes_into_stay() -> None:
+    traced, coupling = traced_and_coupled(MovingMean())
+    before = copy.deepcopy(traced.module.state_dict())
+    assert score(traced, coupling, "kl", data=torch.randn(4, 3, 8, 8)).values
+    assert all(torch.equal(tensor, before[name]) for name, tensor in traced.module.state_dict().items())
