@@ -17,10 +17,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 def written(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed, on failure it is removed.
 
-    Raises: OutputError when the folder cannot be written or the disk is full (the ``OSError`` is chained).
+    Raises: OutputError when the folder cannot be written or the disk is full (the ``OSError`` is chained), or when
+    ``path`` is a folder or a device.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        if path.exists() and not path.is_file():  # to rename onto a device would replace it
+            raise OutputError(f"cannot write {path}: it is a folder or a device; name a file")
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())

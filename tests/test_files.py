@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 
@@ -41,3 +42,14 @@ def test_a_missing_folder(tmp_path):
     with pytest.raises(OutputError, match="No such file"):
         write_bytes(tmp_path / "absent" / "a.bin", b"x")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_plain_file_is_never_replaced(tmp_path, make):
+    """A rename would put a file where a pipe or a device was."""
+    make(tmp_path / "way")
+    before = (tmp_path / "way").lstat()
+    with pytest.raises(OutputError, match=r"cannot write .*way: it is a folder or a device; name a file"):
+        write_bytes(tmp_path / "way", b"data")
+    assert (tmp_path / "way").lstat() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["way"]
