@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from curlfx.coupling.coupling import Coupling, Frozen, Group, Site
-from curlfx.coupling.propagate import Labelling, propagate_labels
+from curlfx.coupling.propagate import Labelling, Unsupported, propagate_labels
 from curlfx.coupling.resolve import Ints, Resolved, resolve
 from curlfx.errors import KeepError
 from curlfx.graph.traced import TracedModel
@@ -42,7 +42,7 @@ def couple(traced: TracedModel, *, frozen: Sequence[str] = (), rules: Mapping[An
     sites = _sites(labelling)
     members = _classes(sites, _parts(labelling), resolved)
     groups, channel_of = _groups(sites, members, resolved)
-    return Coupling(traced, labelling, groups, _frozen(sites, resolved), channel_of)
+    return Coupling(traced, labelling, groups, _frozen(sites, resolved), _unsupported(labelling, resolved), channel_of)
 
 
 def _freeze_named(pattern: str, names: Sequence[str], labelling: Labelling) -> None:
@@ -166,3 +166,12 @@ def _frozen(sites: SiteRoots, resolved: Resolved) -> tuple[Frozen, ...]:
             freeze = resolved.freezes[index]
             result.append(Frozen((site,), count, freeze.reason, freeze.node))
     return tuple(result)
+
+
+def _unsupported(labelling: Labelling, resolved: Resolved) -> tuple[Unsupported, ...]:
+    """Ops without a rule that pin channels which a layer makes; what they do to masks and tables is no one's loss."""
+    made = np.zeros(resolved.components.size, dtype=bool)
+    for labels in labelling.store.producers:
+        made[resolved.components[labels.numpy()]] = True
+    pinning = {f.node for f in resolved.freezes if made[resolved.components[f.labels.numpy()]].any()}
+    return tuple(found for found in labelling.unsupported if found.node in pinning)

@@ -89,11 +89,12 @@ class Coupling:
         labelling: Labelling,
         groups: tuple[Group, ...],
         frozen: tuple[Frozen, ...],
+        unsupported: tuple[Unsupported, ...],
         channel_of: Ints,
     ) -> None:
         self.groups = groups
         self.frozen = frozen
-        self.unsupported: tuple[Unsupported, ...] = tuple(labelling.unsupported)
+        self.unsupported = unsupported
         self.reads: tuple[tuple[str, str], ...] = tuple(dict.fromkeys(labelling.store.reads))
         self.total = sum(group.width for group in groups)
         self._channel_of = channel_of

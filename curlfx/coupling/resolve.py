@@ -156,21 +156,66 @@ def _columns(raw: Ints) -> tuple[Ints, Ints]:
 
 
 def _compatible(clean: list[tuple[Ints, Ints]], ties: list[tuple[Ints, Ints]], size: int) -> list[Ints]:
-    """Keep each cut of a set of channels once; where two different cuts share channels, the later one is tied."""
-    owner = np.full(size, -1, np.int64)
-    blocks: list[Ints] = []
-    for rows, raw in clean:
-        owners = np.unique(owner[rows])
-        if owners.size == 1 and owners[0] == -1:
-            owner[rows] = len(blocks)
-            blocks.append(rows)
-        elif owners.size == 1 and _same_rows(blocks[int(owners[0])], rows):
-            continue
-        else:
+    """One set of blocks per set of channels, the finest cut.
+
+    A cut whose rows are made of whole blocks of a finer one (q, k, v made of heads) holds as soon as all these blocks
+    keep equal counts, so their sets become one. Cuts that overlap in any other way are tied instead.
+    """
+    cuts = _Cuts(size)
+    for rows, raw in sorted(clean, key=lambda cut: (cut[0].shape[1], -cut[0].shape[0])):
+        if not cuts.add(rows, raw):
             ties.append(_columns(raw))
-            ties.extend(_columns(other) for kept, other in clean if kept is not rows and np.isin(kept, rows).any())
-    return blocks
+            ties.extend(_columns(other) for other in cuts.raws_on(rows))
+    return [blocks for blocks in cuts.blocks if blocks is not None]
 
 
-def _same_rows(a: Ints, b: Ints) -> bool:
-    return a.shape == b.shape and bool((a == b).all())
+class _Cuts:
+    """Disjoint sets of blocks, with the matrices that asked for them.
+
+    Args:
+        size: Number of labels.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.blocks: list[Ints | None] = []
+        self._raws: list[list[Ints]] = []
+        self._owner = np.full(size, -1, np.int64)
+        self._row = np.full(size, -1, np.int64)
+
+    def raws_on(self, rows: Ints) -> list[Ints]:
+        """The matrices behind every set of blocks that shares channels with ``rows``."""
+        owners = np.unique(self._owner[rows])
+        return [raw for owner in owners[owners >= 0].tolist() for raw in self._raws[owner]]
+
+    def add(self, rows: Ints, raw: Ints) -> bool:
+        """Take one more cut ``(blocks, width)``; False where it does not fit to those before, and nothing changes."""
+        owner = self._owner[rows]
+        owners = np.unique(owner)
+        known = owners[owners >= 0].tolist()
+        found = [blocks for index in known if (blocks := self.blocks[index]) is not None]
+        fresh = rows[(owner < 0).all(axis=1)]
+        if found:
+            widths = {blocks.shape[1] for blocks in found}
+            taken = rows[(owner >= 0).all(axis=1)]
+            if len(widths) > 1 or len(taken) + len(fresh) < len(rows) or not self._whole(taken, min(widths)):
+                return False
+            if len(fresh) and rows.shape[1] != min(widths):
+                return False
+        for index in known:
+            self.blocks[index] = None
+        self._put(np.concatenate([*found, fresh]), [raw, *(each for index in known for each in self._raws[index])])
+        return True
+
+    def _whole(self, rows: Ints, width: int) -> bool:
+        """Whether every row is made of whole blocks of that width."""
+        if rows.shape[1] % width:
+            return False
+        place = self._owner[rows] * self._row.size + self._row[rows]
+        counts = [np.unique(line).size for line in place]
+        return all(count * width == rows.shape[1] for count in counts)
+
+    def _put(self, blocks: Ints, raws: list[Ints]) -> None:
+        self._owner[blocks] = len(self.blocks)
+        self._row[blocks] = np.arange(len(blocks))[:, None]
+        self.blocks.append(blocks)
+        self._raws.append(raws)

@@ -18,9 +18,16 @@ def cat(call: OpCall) -> Arrays:
 
     Shapes: tensors ``(..., n_i, ...)``, output ``(..., Σ n_i, ...)``.
     """
-    tensors = list(call.arg("tensors"))
-    axis = int(call.number("dim", 0)) % len(call.out_shape)
-    tensors = [tensor for tensor in tensors if call.shape(tensor) != (0,)]
+    return _cat(call, int(call.number("dim", 0)) % len(call.out_shape))
+
+
+def hstack(call: OpCall) -> Arrays:
+    """Labels of ``aten.hstack``: as cat along axis 1 (0 for vectors)."""
+    return _cat(call, min(1, len(call.out_shape) - 1))
+
+
+def _cat(call: OpCall, axis: int) -> Arrays:
+    tensors = [tensor for tensor in call.arg("tensors") if call.shape(tensor) != (0,)]
     across = meet(call, [Operand(call.arrays(t), call.shape(t)) for t in tensors], ignore=axis)
     pieces = [_ending_at(call, call.arrays(t), axis) for t in tensors]
     if not any(pieces):

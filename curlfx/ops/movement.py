@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from curlfx.labels.arrays import Arrays, along, compress, support
 from curlfx.ops.call import Emission, OpCall, concrete
+from curlfx.ops.meet import Operand, meet
 
 
 def reshaped(call: OpCall) -> Arrays:
@@ -19,10 +20,18 @@ def reshaped(call: OpCall) -> Arrays:
 
     Shapes: input any, output any of the same number of elements.
     """
-    arrays = _run_all(call)
-    for array in arrays:
-        call.balance(array)
-    return arrays
+    source = call.tensors()[0]
+    expanded = (array.expand(call.shape(source)) for array in call.arrays(source))
+    return _rectangular(call, tuple(compress(array.reshape(call.out_shape)) for array in expanded))
+
+
+def reshaped_as(call: OpCall) -> Arrays:
+    """Labels of view_as and reshape_as: as :func:`reshaped`, and the result meets the tensor whose shape it takes.
+
+    Shapes: self any, other and output any of the same number of elements.
+    """
+    shape = call.out_shape
+    return meet(call, [Operand(reshaped(call), shape), Operand(call.arrays("other"), shape)])
 
 
 def permuted(call: OpCall) -> Arrays:
@@ -134,6 +143,9 @@ def windows(call: OpCall) -> Arrays:
 
 def mirrored(call: OpCall) -> Arrays:
     """Labels of flip, repeat, tile, expand, repeat_interleave: the op keeps the order of what is kept."""
+    if len(call.tensors()) > 1:  # repeats by a tensor of counts
+        call.freeze([array for tensor in call.tensors() for array in call.arrays(tensor)], "repeated unevenly")
+        return ()
     return _run_all(call)
 
 

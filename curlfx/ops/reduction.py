@@ -51,9 +51,15 @@ def summed(call: OpCall) -> Arrays:
 
 
 def norm(call: OpCall) -> Arrays:
-    """Labels of ``linalg_vector_norm``: as a sum, for orders above 0; the norm is taken over the kept channels."""
-    order = call.number("ord", 2)
-    return summed(call) if order is None or order > 0 else reduced(call)
+    """Labels of vector norms: as a sum, for orders above 0; the norm is taken over the kept channels.
+
+    Matrix norms other than Frobenius' are no sums.
+    """
+    order = call.number("ord")
+    matrix = "linalg_norm" in str(call.node.target) and len(_axes(call)) > 1
+    if order is None or (not matrix and isinstance(order, (int, float)) and order > 0):
+        return summed(call)
+    return reduced(call)
 
 
 def reduced(call: OpCall) -> Arrays:
