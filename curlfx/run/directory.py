@@ -84,6 +84,8 @@ class RunDirectory:
         try:
             record = _read_state(state)
             settings = yaml.safe_load(config.read_text())
+            if not isinstance(settings, dict):
+                raise TypeError(f"{CONFIG} holds {type(settings).__name__}, want keys with values")
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
             directory.close()
             raise OutputError(f"resume={path}: cannot read its record ({error}); start a new run instead") from error

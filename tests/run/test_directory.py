@@ -153,3 +153,10 @@ def test_resume_wants_a_run_directory(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="want a run directory"):
         RunDirectory.reopen(tmp_path)
     assert listing(tmp_path) == []
+
+
+def test_a_configuration_that_is_no_mapping(tmp_path: Path) -> None:
+    RunDirectory.create(tmp_path / "run", "digits", {}).close()
+    (tmp_path / "run" / "config.yaml").write_text("- 1\n")
+    with pytest.raises(OutputError, match=r"config\.yaml holds list, want keys with values"):
+        RunDirectory.reopen(tmp_path / "run")
