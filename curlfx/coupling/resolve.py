@@ -203,7 +203,8 @@ class _Cuts:
                 return False
         for index in known:
             self.blocks[index] = None
-        self._put(np.concatenate([*found, fresh]), [raw, *(each for index in known for each in self._raws[index])])
+        joined = [*found, fresh] if len(fresh) else found
+        self._put(np.concatenate(joined), [raw, *(each for index in known for each in self._raws[index])])
         return True
 
     def _whole(self, rows: Ints, width: int) -> bool:
