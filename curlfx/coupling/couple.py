@@ -46,7 +46,7 @@ def couple(traced: TracedModel, *, frozen: Sequence[str] = (), rules: Mapping[An
 
 
 def _freeze_named(pattern: str, names: Sequence[str], labelling: Labelling) -> None:
-    found = {n for n in names if n == pattern or n.startswith(pattern + ".") or fnmatch.fnmatchcase(n, pattern)}
+    found = {n for n in names if any(fnmatch.fnmatchcase(prefix, pattern) for prefix in _with_modules(n))}
     if not found:
         near = difflib.get_close_matches(pattern, [*names, *{n.rpartition(".")[0] for n in names}], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -56,6 +56,12 @@ def _freeze_named(pattern: str, names: Sequence[str], labelling: Labelling) -> N
             for array in emission:
                 if not isinstance(array, tuple):
                     labelling.store.freeze(array, node.name, f"frozen by the user ({pattern})")
+
+
+def _with_modules(name: str) -> list[str]:
+    """A parameter's name and those of the modules it is in."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
 def _sites(labelling: Labelling) -> SiteRoots:

@@ -35,7 +35,10 @@ def alive_mask(groups: Sequence[Group], keep: Mapping[str, Sequence[int]], total
 
 
 def _positions(group: Group, positions: Sequence[int]) -> npt.NDArray[np.int64]:
-    kept = np.asarray(positions)
+    try:
+        kept = np.asarray(positions)
+    except ValueError as fault:
+        raise KeepError(f"keep[{group.id!r}]: want integer positions in [0, {group.width}), found {fault}") from fault
     shown = np.array2string(kept, threshold=12, separator=", ") if kept.size else "()"
     where = f"keep[{group.id!r}] = {shown}"
     if kept.ndim != 1 or not kept.size or not np.issubdtype(kept.dtype, np.integer):
