@@ -1,0 +1,108 @@
+"""`slim` carries out a plan, on the network it was made for."""
+
+import pytest
+import torch
+from torch import nn
+
+from curlfx.coupling import couple
+from curlfx.errors import PlanError
+from curlfx.graph import show, trace
+from curlfx.importance import score
+from curlfx.passes.slim import Slim
+from curlfx.planning import SlimPlan, plan
+from curlfx.planning.apply import slim
+
+
+def network(*widths: int) -> nn.Module:
+    first, second = widths
+    return nn.Sequential(
+        nn.Conv2d(3, first, 1), nn.ReLU(), nn.Conv2d(first, second, 3), nn.ReLU(), nn.Conv2d(second, 2, 1)
+    )
+
+
+def traced(net: nn.Module):
+    return trace(net, (torch.randn(2, 3, 4, 4),))
+
+
+def planned(net: nn.Module, frozen=()) -> SlimPlan:
+    graph = traced(net)
+    coupling = couple(graph, frozen=frozen)
+    return plan(graph, coupling, score(graph, coupling, "random", seed=7), {"macs": "60%"}, round_to=1)
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return network(6, 8)
+
+
+@pytest.fixture(scope="module")
+def made(net) -> SlimPlan:
+    return planned(net)
+
+
+def test_the_plan_is_carried_out(net, made):
+    graph = traced(net)
+    result = slim(graph, made)
+    assert show(result) == show(Slim(couple(graph), made.keep)(graph))
+    kept = list(made.keep["0.weight"])
+    assert len(kept) < 6
+    assert torch.equal(result.parameter("0.weight"), net[0].weight[kept])
+    assert result.parameter("0.weight").requires_grad
+    assert list(result.module.state_dict()) == list(net.state_dict())
+
+
+def test_a_plan_from_a_file(net, made, tmp_path):
+    made.save(tmp_path / "plan.json")
+    graph = traced(net)
+    assert show(slim(graph, SlimPlan.load(tmp_path / "plan.json"))) == show(slim(graph, made))
+
+
+def test_other_weights_of_the_same_architecture(made):
+    other = network(6, 8)
+    kept = list(made.keep["2.weight"])
+    assert torch.equal(slim(traced(other), made).parameter("2.bias"), other[2].bias[kept])
+
+
+def test_the_network_stays_as_it_is(net, made):
+    graph = traced(net)
+    text = show(graph)
+    result = slim(graph, made)
+    with torch.no_grad():
+        for tensor in result.tensors().values():
+            tensor.zero_()
+    assert show(graph) == text
+    assert torch.equal(graph.parameter("4.bias"), net[4].bias)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (network(5, 8), r"this plan is for another network: parameter '0\.bias' is \(5,\), want \(6,\)"),
+        (
+            nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)),
+            "this plan is for another network: it has no parameter",
+        ),
+        (
+            nn.Sequential(*network(6, 8), nn.BatchNorm2d(2)),
+            "this plan is for another network: it has parameter '5.bias'",
+        ),
+    ],
+)
+def test_another_network_is_refused(made, other, message):
+    with pytest.raises(PlanError, match=message):
+        slim(traced(other), made)
+
+
+def test_a_slim_network_is_another_network(net, made):
+    with pytest.raises(PlanError, match="this plan is for another network"):
+        slim(slim(traced(net), made), made)
+
+
+def test_a_coupling_with_frozen_names_goes_with_its_plan(net):
+    made = planned(net, frozen=["0"])
+    graph = traced(net)
+    assert set(made.keep) == {"2.weight"}
+    with pytest.raises(PlanError, match=r"it has coupling group '0\.weight', which the plan's network has not"):
+        slim(graph, made)
+    result = slim(graph, made, couple(graph, frozen=["0"]))
+    assert result.parameter("0.weight").shape == (6, 3, 1, 1)
