@@ -20,6 +20,23 @@ STATE = "state.json"
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 FORMAT = 1
+STAGES = (
+    "train",
+    "dense",
+    "trace",
+    "couple",
+    "score",
+    "plan",
+    "slim",
+    "unrecovered",
+    "recover",
+    "accuracy",
+    "export",
+    "verify",
+    "bench",
+    "report",
+)
+"""Names of the stages, in the order in which they run and are recorded."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -82,14 +99,11 @@ class RunDirectory:
         except OSError as error:
             raise unwritable(path, error) from error
         try:
-            record = _read_state(state)
-            settings = yaml.safe_load(config.read_text())
-            if not isinstance(settings, dict):
-                raise TypeError(f"{CONFIG} holds {type(settings).__name__}, want keys with values")
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            directory.done, directory.seconds = _read_state(state)
+            settings = _read_config(config)
+        except OutputError:
             directory.close()
-            raise OutputError(f"resume={path}: cannot read its record ({error}); start a new run instead") from error
-        directory.done, directory.seconds = record["done"], record["seconds"]
+            raise
         directory._sweep()
         return directory, settings
 
@@ -155,11 +169,56 @@ class RunDirectory:
                 return
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(path.read_text())
-    if record["format"] != FORMAT:
-        raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
-    return {"done": dict(record["done"]), "seconds": dict(record["seconds"])}
+def _read_state(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+    """Results and seconds of the finished stages. Raises: OutputError naming the file and what is wrong with it."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    fault = _fault(record)
+    if fault is not None:
+        raise _unreadable(path, fault)
+    return record["done"], record["seconds"]
+
+
+def _fault(record: Any) -> str | None:
+    """What keeps ``record`` from being the record of a run; None: nothing."""
+    if not isinstance(record, dict):
+        return f"it holds a {type(record).__name__}, want keys with values"
+    if record.get("format") != FORMAT:
+        return f"format {record.get('format')}, this version reads {FORMAT}"
+    for key in ("done", "seconds"):
+        if not isinstance(record.get(key), dict):
+            return f"'{key}': want stages with values, found {record.get(key)!r}"
+    done, seconds = record["done"], record["seconds"]
+    unknown = next((stage for stage in (*done, *seconds) if stage not in STAGES), None)
+    if unknown is not None:
+        return f"'{unknown}' is no stage"
+    for stage, before in zip(STAGES[1:], STAGES, strict=False):
+        if stage in done and before not in done:
+            return f"'done' has stage '{stage}' without '{before}', which comes before it"
+    for stage, result in done.items():
+        if not isinstance(result, dict):
+            return f"done['{stage}']: want keys with values, found {result!r}"
+        if type(seconds.get(stage)) not in (int, float):
+            return f"seconds['{stage}']: want a number, found {seconds.get(stage)!r}"
+    return None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The settings of a run. Raises: OutputError naming the file and what is wrong with it."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(settings, dict):
+        raise _unreadable(path, f"{CONFIG} holds {type(settings).__name__}, want keys with values")
+    return settings
+
+
+def _unreadable(path: Path, fault: object) -> OutputError:
+    line = " ".join(str(fault).split())  # a YAML error has several
+    return OutputError(f"{path}: cannot read its record ({line}); restore the file, or start a new run")
 
 
 def _make(out: Path) -> tuple[list[Path], Path]:

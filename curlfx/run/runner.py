@@ -40,7 +40,10 @@ STAGES: Mapping[str, Stage] = {
     "bench": deployment.bench,
     "report": reporting.report,
 }
-"""Every stage takes the job and gives a JSON result; what later stages need from it is that result, or a file."""
+"""The stages by name, in the order of `curlfx.run.directory.STAGES`.
+
+Every stage takes the job and gives a JSON result; what later stages need from it is that result, or a file.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def run(
         progress: Who sees the steps of long stages.
         say: Takes lines of text for people.
 
-    Raises: UsageError and its kinds for bad input, before anything is written; OutputError when it cannot be written;
+    Raises: UsageError and its kinds for bad input, before anything is written, except for images that only a later
+        stage reads; OutputError when it cannot be written;
         BudgetError when the target cannot be reached; VerificationError when networks that must agree do
         not (what was found is in the run directory).
     """

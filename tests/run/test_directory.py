@@ -25,6 +25,12 @@ def python(code: str, argument: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def state(done: object = None, seconds: object = None, form: int = 1) -> str:
+    """Text of a ``state.json``."""
+    filled = {} if done is None else done, {} if seconds is None else seconds
+    return json.dumps({"format": form, "done": filled[0], "seconds": filled[1]})
+
+
 def full_disk(*_: object, **__: object) -> NoReturn:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -141,12 +147,29 @@ def test_finished_stages_and_leftovers(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "log.txt").read_text().endswith("  hello\n")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"format": 99, "done": {}, "seconds": {}}), "{}"])
-def test_a_damaged_record(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "it holds a list, want keys with values"),
+        ("{}", "format None, this version reads 1"),
+        (state(form=99), "format 99, this version reads 1"),
+        (state([]), r"'done': want stages with values, found \[\]"),
+        (state({}, 3), "'seconds': want stages with values, found 3"),
+        (state({"paint": {}}), "'paint' is no stage"),
+        (state({"export": {}}), "'done' has stage 'export' without 'accuracy'"),
+        (state({"train": {}, "trace": {}}), "'done' has stage 'trace' without 'dense'"),
+        (state({"train": 1}), r"done\['train'\]: want keys with values, found 1"),
+        (state({"train": {}}), r"seconds\['train'\]: want a number, found None"),
+    ],
+)
+def test_a_damaged_record(tmp_path: Path, text: str, fault: str) -> None:
     RunDirectory.create(tmp_path / "run", "digits", {}).close()
     (tmp_path / "run" / "state.json").write_text(text)
-    with pytest.raises(OutputError, match="cannot read its record"):
+    with pytest.raises(OutputError, match=rf"state\.json: cannot read its record \({fault}.*\); restore the file, or"):
         RunDirectory.reopen(tmp_path / "run")
+    (tmp_path / "run" / "state.json").write_text(state({"train": {}}, {"train": 1.5}))
+    RunDirectory.reopen(tmp_path / "run")[0].close()
 
 
 def test_resume_wants_a_run_directory(tmp_path: Path) -> None:
