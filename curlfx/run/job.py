@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from curlfx.cost.model import Alive, CostModel
 from curlfx.coupling import Coupling, couple
-from curlfx.errors import OutputError
+from curlfx.errors import OutputError, PlanError
 from curlfx.files import write_bytes
 from curlfx.graph.traced import TracedModel
 from curlfx.importance import Scores
@@ -102,12 +102,20 @@ class Job:
     @cached_property
     def scores(self) -> Scores:
         """What the criterion found."""
-        return Scores.from_json(self.checkpoint("scores.json").read_text())
+        path, coupling = self.checkpoint("scores.json"), self.coupling
+        with reading(path):
+            scores = Scores.from_json(path.read_text(encoding="utf-8"))
+            scores.check(coupling)
+        return scores
 
     @cached_property
     def plan(self) -> SlimPlan:
         """What is to go."""
-        return SlimPlan.from_json(self.file("plan.json").read_text())
+        path, traced, coupling = self.file("plan.json"), self.traced, self.coupling
+        with reading(path):
+            plan = SlimPlan.from_json(path.read_text(encoding="utf-8"))
+            plan.check(traced, coupling)
+        return plan
 
     @cached_property
     def alive(self) -> Alive:
@@ -117,7 +125,6 @@ class Job:
     @cached_property
     def slim(self) -> TracedModel:
         """The slim network, with recovered weights once there are some."""
-        self.plan.check(self.traced, self.coupling)
         network = Slim(self.coupling, self.plan.keep)(self.traced)
         if "recover" in self.directory.done:
             load_tensors(network.module, self.file("slim.safetensors"))
@@ -138,7 +145,16 @@ def save_tensors(module: nn.Module, path: Path, **notes: str) -> None:
 
 def load_tensors(module: nn.Module, path: Path) -> None:
     """Read what `save_tensors` wrote into ``module``. Raises: OutputError when the file is missing or damaged."""
-    try:
+    with reading(path):
         module.load_state_dict(safetensors.torch.load(path.read_bytes()))
-    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError, json.JSONDecodeError) as error:
-        raise OutputError(f"{path}: cannot read what an earlier stage wrote ({error}); start a new run") from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the file, and what to do, when what an earlier stage wrote is missing, damaged or of another network."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError, PlanError) as error:
+        raise OutputError(
+            f"{path}: cannot read what an earlier stage wrote ({error}); restore it, or start a new run"
+        ) from error

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from curlfx.errors import OutputError
 from curlfx.report.layers import from_csv
 from curlfx.report.page import PageContent, render
 from curlfx.report.summary import Latency, NetworkFigures, Summary, Verification
-from curlfx.run.directory import CONFIG, RunDirectory, write_json, write_text
-from curlfx.run.job import Job
+from curlfx.run.directory import CONFIG, STAGES, STATE, RunDirectory, write_json, write_text
+from curlfx.run.job import Job, reading
 from curlfx.run.verify import Check, VerifyReport
 
 SUMMARY = "summary.json"
@@ -27,19 +29,45 @@ def report(job: Job) -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """``summary.json`` of a finished run. Raises: OutputError when it is missing or damaged."""
+    """``summary.json`` of a finished run. Raises: OutputError when it is missing, or naming the key that is wrong."""
     try:
-        summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
+        summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OutputError(
             f"{folder / SUMMARY}: cannot read it ({error}); is this the directory of a finished run?"
         ) from error
+    fault = _fault(summary)
+    if fault is not None:
+        raise OutputError(f"{folder / SUMMARY}: {fault}; restore the file, or start a new run")
     return summary
+
+
+def _fault(summary: Any) -> str | None:
+    """What keeps ``summary`` from being that of a run; None: nothing."""
+    if not isinstance(summary, dict):
+        return f"it holds a {type(summary).__name__}, want keys with values"
+    try:
+        TypeAdapter(Summary).validate_python(summary)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            return f"key '{key}' is missing"
+        return f"key '{key}' = {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return None if "accuracy_before" in summary["recovery"] else "key 'recovery.accuracy_before' is missing"
 
 
 def write_page(directory: RunDirectory) -> None:
     """Draw ``report.html`` from the files of a finished run. Raises: OutputError."""
     summary = read_summary(directory.path)
+    missing = next((stage for stage in STAGES if stage not in (*directory.done, "report")), None)
+    if missing is not None:
+        raise OutputError(
+            f"{directory.path / STATE}: stage '{missing}' is not done; go on with curlfx run resume={directory.path}"
+        )
+    layers = directory.path / "layers.csv"
+    with reading(layers):
+        rows = from_csv(layers.read_text(encoding="utf-8"))
     slim, bench, verify = (directory.done[stage] for stage in ("slim", "bench", "verify"))
     changed = slim["statistics_change"]
     notes = [*directory.done["trace"]["notes"], *bench["warnings"]]
@@ -49,7 +77,7 @@ def write_page(directory: RunDirectory) -> None:
         )
     content = PageContent(
         summary=summary,
-        layers=from_csv((directory.path / "layers.csv").read_text()),
+        layers=rows,
         groups=slim["groups"],
         frozen=slim["frozen"],
         checks=[slim["check"], *verify["checks"]],

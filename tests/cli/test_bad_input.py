@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import pickle
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from curlfx.run.directory import RunDirectory
 from tests.cli.conftest import Outcome, Program
 
 NETWORKS = Path(__file__).parent.parent / "run" / "tiny_networks.py"
@@ -76,6 +78,16 @@ def test_run_refuses(program: Program, arguments: list[str], texts: list[str]) -
 
 def test_nothing_to_resume(program: Program) -> None:
     refused(program("run", "resume=nowhere"), "resume=nowhere: want a run directory")
+
+
+def test_a_damaged_run_directory(program: Program, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    RunDirectory.create(run, "digits", {}).close()
+    (run / "summary.json").write_text("{}")
+    refused(program("report", run), "summary.json: key 'model' is missing")
+    (run / "state.json").write_text(json.dumps({"format": 1, "done": {"export": {}}, "seconds": {"export": 1}}))
+    for command in (("verify", run), ("report", run), ("run", f"resume={run}")):
+        refused(program(*command), "state.json", "'export' without 'accuracy'", "start a new run")
 
 
 def test_weights_of_another_shape(program: Program, tmp_path: Path) -> None:

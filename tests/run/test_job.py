@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,9 +22,10 @@ from curlfx.planning import SlimPlan
 from curlfx.planning.apply import slim
 from curlfx.progress import StepEvent
 from curlfx.report.layers import from_csv
-from curlfx.run import deployment
+from curlfx.run import deployment, directory
 from curlfx.run.directory import RunDirectory
 from curlfx.run.recheck import recheck
+from curlfx.run.reporting import read_summary, write_page
 from curlfx.run.runner import STAGES, RunResult, run
 from curlfx.run.verify import Check
 from curlfx.sources import load_data, load_model
@@ -199,6 +201,107 @@ def test_recheck_reads_the_files_alone(finished: RunResult) -> None:
     report = recheck(finished.directory)
     assert report.passed
     assert len(report.checks) == 5
+
+
+def damaged(finished: RunResult, folder: Path, stages: int) -> Path:
+    """A copy of a finished run whose record ends after so many stages."""
+    out = folder / "run"
+    shutil.copytree(finished.directory, out)
+    record = json.loads((out / "state.json").read_text())
+    for key in ("done", "seconds"):
+        record[key] = dict(list(record[key].items())[:stages])
+    (out / "state.json").write_text(json.dumps(record))
+    return out
+
+
+def without(summary: Mapping[str, Any], *path: str) -> dict[str, Any]:
+    """``summary`` less the key at ``path``."""
+    head, *rest = path
+    return {
+        key: without(value, *rest) if key == head else value for key, value in summary.items() if rest or key != head
+    }
+
+
+def test_stages_have_one_order() -> None:
+    assert tuple(STAGES) == directory.STAGES
+
+
+@pytest.mark.parametrize(
+    "path", [("model",), ("dense",), ("slim", "latency_ms", "median"), ("recovery", "accuracy_before"), ("seconds",)]
+)
+def test_a_summary_that_lacks_a_key(finished: RunResult, tmp_path: Path, path: tuple[str, ...]) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(without(finished.summary, *path)))
+    with pytest.raises(OutputError, match=rf"summary\.json: key '{'.'.join(path)}' is missing; restore the file, or"):
+        read_summary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{}", "key 'model' is missing"),
+        ("[]", "it holds a list"),
+        ("{", "cannot read it"),
+    ],
+)
+def test_a_damaged_summary(finished: RunResult, tmp_path: Path, text: str, fault: str) -> None:
+    out = damaged(finished, tmp_path, len(STAGES))
+    (out / "summary.json").write_text(text)
+    with pytest.raises(OutputError, match=rf"summary\.json: {fault}"):
+        run({"resume": out})
+
+
+def test_a_value_in_a_summary_that_is_no_number(finished: RunResult, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({**finished.summary, "speedup": "fast"}))
+    with pytest.raises(OutputError, match=r"summary\.json: key 'speedup' = 'fast': input should be a valid number"):
+        read_summary(tmp_path)
+
+
+def test_no_page_of_a_run_that_is_not_done(finished: RunResult, tmp_path: Path) -> None:
+    out = damaged(finished, tmp_path, 6)
+    opened, _ = RunDirectory.reopen(out)
+    with (
+        opened,
+        pytest.raises(OutputError, match=r"state\.json: stage 'slim' is not done; go on with curlfx run resume="),
+    ):
+        write_page(opened)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "stages"),
+    [
+        ("checkpoints/scores.json", "{", 5),
+        ("checkpoints/scores.json", '{"version": 1, "criterion": "kl", "details": {}, "values": {}}', 5),
+        ("checkpoints/scores.json", None, 5),
+        ("plan.json", "{}", 6),
+        ("plan.json", None, 6),
+    ],
+)
+def test_a_damaged_file_of_an_earlier_stage(
+    finished: RunResult, tmp_path: Path, name: str, text: str | None, stages: int
+) -> None:
+    out = damaged(finished, tmp_path, stages)
+    (out / name).unlink() if text is None else (out / name).write_text(text)
+    with pytest.raises(
+        OutputError, match=rf"{name}: cannot read what an earlier stage wrote .*; restore it, or start a new run"
+    ):
+        run({"resume": out})
+
+
+def test_a_page_without_its_table(finished: RunResult, tmp_path: Path) -> None:
+    out = damaged(finished, tmp_path, len(STAGES))
+    (out / "layers.csv").unlink()
+    opened, _ = RunDirectory.reopen(out)
+    with opened, pytest.raises(OutputError, match=r"layers\.csv: cannot read what an earlier stage wrote"):
+        write_page(opened)
+
+
+def test_recheck_names_a_plan_of_another_network(finished: RunResult, tmp_path: Path) -> None:
+    out = damaged(finished, tmp_path, len(STAGES))
+    plan = json.loads((out / "plan.json").read_text())
+    plan["fingerprint"]["sha256"] = "0" * 64
+    (out / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(OutputError, match=r"plan\.json: cannot read what an earlier stage wrote \("):
+        recheck(out)
 
 
 def test_resume_takes_no_other_settings(finished: RunResult) -> None:
