@@ -11,7 +11,7 @@ import numpy as np
 
 from curlfx.coupling.coupling import Coupling, Frozen, Group, Site
 from curlfx.coupling.propagate import Labelling, Unsupported, propagate_labels
-from curlfx.coupling.resolve import Ints, Resolved, resolve
+from curlfx.coupling.resolve import Ints, Resolved, distinct, resolve
 from curlfx.errors import KeepError
 from curlfx.graph.traced import TracedModel
 from curlfx.labels.arrays import support
@@ -77,7 +77,7 @@ def _sites(labelling: Labelling) -> SiteRoots:
         final = labelling.store.relabelled.get(str(node.target), emission)
         for array in final:
             if not isinstance(array, tuple):
-                raw = np.unique(array.numpy())
+                raw = distinct(array.numpy())
                 result.append((Site(str(node.target), support(array)[-1]), raw, bool(produced[raw].all())))
     return result
 
@@ -97,17 +97,17 @@ def _classes(sites: SiteRoots, parts: Sequence[Ints], resolved: Resolved) -> Int
     random = np.random.default_rng(0)
     signature = np.zeros(resolved.roots.size, np.uint64)
     for raw in (*(raw for _, raw, _ in sites), *parts, *resolved.blocks):
-        roots = np.unique(resolved.roots[raw])
+        roots = distinct(resolved.roots[raw])
         signature[roots] += random.integers(1, 2**63, dtype=np.uint64)
     signature[0] = 0
-    live = np.unique(resolved.roots)
+    live = distinct(resolved.roots)
     keys, inverse = np.unique(signature[live], return_inverse=True)
     classes = np.zeros(resolved.roots.size, np.int64)
     classes[live] = inverse + 1
     classes[0] = 0
     merged = np.arange(keys.size + 2)
     for rows in resolved.blocks:
-        touched = np.unique(merged[classes[rows]])
+        touched = distinct(merged[classes[rows]])
         merged[np.isin(merged, touched)] = touched[0]
     return np.asarray(merged[classes], np.int64)
 
@@ -117,12 +117,12 @@ def _groups(sites: SiteRoots, classes: Ints, resolved: Resolved) -> tuple[tuple[
     located: dict[int, list[Site]] = {}
     named: dict[int, Site] = {}
     for site, raw, produced in sites:
-        for found in np.unique(classes[resolved.roots[raw]]):
+        for found in distinct(classes[resolved.roots[raw]]):
             if found:
                 located.setdefault(int(found), []).append(site)
                 if produced:
                     named.setdefault(int(found), site)
-    roots = np.unique(resolved.roots)
+    roots = distinct(resolved.roots)
     roots = roots[classes[roots] > 0]
     order = roots[np.lexsort((roots, classes[roots]))]
     starts = np.flatnonzero(np.diff(classes[order])) + 1

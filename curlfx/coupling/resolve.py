@@ -62,6 +62,19 @@ def resolve(store: LabelStore) -> Resolved:
     return Resolved(roots, components, tuple(freezes), tuple(blocks), statistics)
 
 
+def distinct(values: Ints) -> Ints:
+    """The different values, ascending ``(k,)``; for the short, mostly sorted vectors here faster than ``np.unique``."""
+    line = np.sort(values, axis=None)
+    return line[np.flatnonzero(np.diff(line, prepend=line[:1] - 1))]
+
+
+def distinct_rows(matrix: Ints) -> Ints:
+    """The different rows of a matrix ``(k, columns)``, by their first element, then by where they came first."""
+    found = {row.tobytes(): index for index, row in reversed(list(enumerate(matrix)))}
+    rows = matrix[sorted(found.values())]
+    return np.asarray(rows[np.argsort(rows[:, 0], kind="stable")])
+
+
 def _edges(store: LabelStore) -> tuple[Ints, Ints, list[Freeze]]:
     """Ties as two vectors of labels; ties to label 0 come back as freezes."""
     left: list[Ints] = [np.zeros(0, np.int64)]
@@ -82,7 +95,7 @@ def _unique_matrices(store: LabelStore) -> list[tuple[Ints, str]]:
     """Balance matrices without repeated rows, each matrix once."""
     found: dict[bytes, tuple[Ints, str]] = {}
     for balance in store.balances:
-        matrix = np.unique(balance.matrix.numpy(), axis=0)
+        matrix = distinct_rows(balance.matrix.numpy())
         if matrix.shape[0] > 1:
             found.setdefault(matrix.tobytes() + bytes(str(matrix.shape), "ascii"), (matrix, balance.node))
     return list(found.values())
@@ -131,10 +144,10 @@ def _settle_blocks(
         matrix = roots[raw]
         if (matrix == matrix[:1]).all():
             continue
-        rows = np.unique(np.sort(matrix, axis=1), axis=0)
+        rows = distinct_rows(np.sort(matrix, axis=1))
         if rows.shape[0] == 1:
             continue
-        if (matrix != 0).all() and np.unique(rows).size == rows.size:
+        if (matrix != 0).all() and distinct(rows).size == rows.size:
             if rows.shape[1] == 1:
                 singles.append(_single(raw, node))
             else:
@@ -184,13 +197,13 @@ class _Cuts:
 
     def raws_on(self, rows: Ints) -> list[Ints]:
         """The matrices behind every set of blocks that shares channels with ``rows``."""
-        owners = np.unique(self._owner[rows])
+        owners = distinct(self._owner[rows])
         return [raw for owner in owners[owners >= 0].tolist() for raw in self._raws[owner]]
 
     def add(self, rows: Ints, raw: Ints) -> bool:
         """Take one more cut ``(blocks, width)``; False where it does not fit to those before, and nothing changes."""
         owner = self._owner[rows]
-        owners = np.unique(owner)
+        owners = distinct(owner)
         known = owners[owners >= 0].tolist()
         found = [blocks for index in known if (blocks := self.blocks[index]) is not None]
         fresh = rows[(owner < 0).all(axis=1)]
@@ -212,7 +225,7 @@ class _Cuts:
         if rows.shape[1] % width:
             return False
         place = self._owner[rows] * self._row.size + self._row[rows]
-        counts = [np.unique(line).size for line in place]
+        counts = [distinct(line).size for line in place]
         return all(count * width == rows.shape[1] for count in counts)
 
     def _put(self, blocks: Ints, raws: list[Ints]) -> None:

@@ -22,10 +22,11 @@ def compress(array: Tensor) -> Tensor:
     Shapes: array ``(n0, …, nk)``; result the same number of axes, each of size 1 or ``ni``.
     """
     for axis, (size, stride) in enumerate(zip(array.shape, array.stride(), strict=True)):
-        if size <= 1:
-            continue
+        if size > 1 and stride == 0:
+            array = array.narrow(axis, 0, 1)
+    for axis in support(array):
         first = array.narrow(axis, 0, 1)
-        if stride == 0 or bool((array == first).all()):
+        if bool((array == first).all()):
             array = first
     return array
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from curlfx.labels.arrays import Arrays, along, compress, support
-from curlfx.ops.call import Emission, OpCall, concrete
+from curlfx.ops.call import Emission, OpCall, Shape, concrete
 from curlfx.ops.meet import Operand, meet
 
 
@@ -21,8 +22,8 @@ def reshaped(call: OpCall) -> Arrays:
     Shapes: input any, output any of the same number of elements.
     """
     source = call.tensors()[0]
-    expanded = (array.expand(call.shape(source)) for array in call.arrays(source))
-    return _rectangular(call, tuple(compress(array.reshape(call.out_shape)) for array in expanded))
+    cuts = _cuts(call.shape(source), call.out_shape)
+    return _rectangular(call, tuple(_relaid(array, cuts) for array in call.arrays(source)))
 
 
 def reshaped_as(call: OpCall) -> Arrays:
@@ -182,6 +183,36 @@ def _rectangular(call: OpCall, arrays: Arrays) -> Arrays:
     for array in arrays:
         call.balance(array)
     return arrays
+
+
+def _cuts(old: Shape, new: Shape) -> list[tuple[Shape, Shape]]:
+    """The sizes of two shapes of as many elements, cut into the shortest parts with equal products."""
+    cuts: list[tuple[Shape, Shape]] = []
+    left = right = 0
+    while left < len(old) or right < len(new):
+        start, first, before, after = left, right, 1, 1
+        while left == start or right == first or before != after:
+            if right == len(new) or (left < len(old) and before <= after):
+                before, left = before * old[left], left + 1
+            else:
+                after, right = after * new[right], right + 1
+            if left == len(old) and right == len(new):
+                break
+        cuts.append((old[start:left], new[first:right]))
+    return cuts
+
+
+def _relaid(array: Tensor, cuts: Sequence[tuple[Shape, Shape]]) -> Tensor:
+    """A reshaped array; only the parts of the shape along which it varies are written out."""
+    expanded: list[int] = []
+    target: list[int] = []
+    start = 0
+    for old, new in cuts:
+        varies = any(size > 1 for size in array.shape[start : start + len(old)])
+        expanded += old if varies else [1] * len(old)
+        target += new if varies else [1] * len(new)
+        start += len(old)
+    return compress(array.expand(expanded).reshape(target))
 
 
 def _order(call: OpCall) -> list[int]:

@@ -56,7 +56,7 @@ CASES = {
         chain(nn.Sequential(pointwise(8, 8, groups=2), nn.ReLU(), pointwise(8, 8, groups=4))),
         [
             "8 in 2 blocks: a.weight[0] b.0.weight[1]",
-            "2: b.0.weight[0] b.2.weight[1]",
+            "8 in 4 blocks: b.0.weight[0] b.2.weight[1]",
             "8 in 4 blocks: b.2.weight[0] h.weight[1]",
         ],
     ),

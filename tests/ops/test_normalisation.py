@@ -46,7 +46,7 @@ CASES = {
     "group_of_one": (normalised(nn.GroupNorm(8, 8)), group(AFFINE)),
     "group_after_group": (
         normalised(nn.Sequential(nn.GroupNorm(2, 8, affine=False), nn.GroupNorm(4, 8, affine=False))),
-        ["2, statistics: a.weight[0] h.weight[1]"],
+        ["8 in 4 blocks, statistics: a.weight[0] h.weight[1]"],
     ),
     "layer": (normalised_tokens(nn.LayerNorm(8)), group(AFFINE, ", statistics")),
     "layer_without_affine": (
