@@ -16,7 +16,6 @@ Ints = npt.NDArray[np.int64]
 
 _UNMADE = "no layer computes these channels"
 _JOINED = "joined with channels that have no labels"
-_SINGLE = "every block has only this one channel, and whole blocks stay"
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,11 @@ def resolve(store: LabelStore) -> Resolved:
     while True:
         components = _components(store.size, left, right)
         roots = _freeze(components, freezes)
-        blocks, ties, more = _settle_blocks(balances, roots)
-        more.extend(_unmade(store, roots))
+        more = _unmade(store, roots)
         if more:
             freezes.extend(more)
             continue
+        blocks, ties = _settle_blocks(balances, roots)
         if not ties:
             break
         left = np.concatenate([left, *(pair[0] for pair in ties)])
@@ -91,13 +90,13 @@ def _edges(store: LabelStore) -> tuple[Ints, Ints, list[Freeze]]:
     return np.concatenate(left), np.concatenate(right), freezes
 
 
-def _unique_matrices(store: LabelStore) -> list[tuple[Ints, str]]:
+def _unique_matrices(store: LabelStore) -> list[Ints]:
     """Balance matrices without repeated rows, each matrix once."""
-    found: dict[bytes, tuple[Ints, str]] = {}
+    found: dict[bytes, Ints] = {}
     for balance in store.balances:
         matrix = distinct_rows(balance.matrix.numpy())
         if matrix.shape[0] > 1:
-            found.setdefault(matrix.tobytes() + bytes(str(matrix.shape), "ascii"), (matrix, balance.node))
+            found.setdefault(matrix.tobytes() + bytes(str(matrix.shape), "ascii"), matrix)
     return list(found.values())
 
 
@@ -128,10 +127,8 @@ def _unmade(store: LabelStore, roots: Ints) -> list[Freeze]:
     return [Freeze(torch.from_numpy(lonely), "", _UNMADE)] if lonely.size else []
 
 
-def _settle_blocks(
-    balances: list[tuple[Ints, str]], roots: Ints
-) -> tuple[list[Ints], list[tuple[Ints, Ints]], list[Freeze]]:
-    """Blocks that can be kept balanced freely; ties for those that cannot; freezes for blocks of one channel.
+def _settle_blocks(balances: list[Ints], roots: Ints) -> tuple[list[Ints], list[tuple[Ints, Ints]]]:
+    """Blocks that can be kept balanced freely, and ties for those that cannot.
 
     A matrix is clean when each row holds distinct free channels and two rows hold the same channels or none in common.
     Anything else (frozen entries, overlaps, two ways of cutting the same channels) falls back to tying positions
@@ -139,8 +136,7 @@ def _settle_blocks(
     """
     clean: list[tuple[Ints, Ints]] = []
     ties: list[tuple[Ints, Ints]] = []
-    singles: list[Freeze] = []
-    for raw, node in balances:
+    for raw in balances:
         matrix = roots[raw]
         if (matrix == matrix[:1]).all():
             continue
@@ -148,18 +144,11 @@ def _settle_blocks(
         if rows.shape[0] == 1:
             continue
         if (matrix != 0).all() and distinct(rows).size == rows.size:
-            if rows.shape[1] == 1:
-                singles.append(_single(raw, node))
-            else:
-                clean.append((rows, raw))
+            clean.append((rows, raw))
         else:
             ties.append(_columns(raw))
     blocks = _compatible(clean, ties, roots.size)
-    return blocks, ties, singles
-
-
-def _single(raw: Ints, node: str) -> Freeze:
-    return Freeze(torch.from_numpy(np.ascontiguousarray(raw.reshape(-1))), node, _SINGLE)
+    return blocks, ties
 
 
 def _columns(raw: Ints) -> tuple[Ints, Ints]:
