@@ -75,9 +75,8 @@ def run(
         say: Takes lines of text for people.
 
     Raises: UsageError and its kinds for bad input, before anything is written, except for images that only a later
-        stage reads; OutputError when it cannot be written;
-        BudgetError when the target cannot be reached; VerificationError when networks that must agree do
-        not (what was found is in the run directory).
+        stage reads; OutputError when it cannot be written; BudgetError when the target cannot be reached;
+        VerificationError when networks that must agree do not (what was found is in the run directory).
     """
     config = config if isinstance(config, RunConfig) else make_config(config or {})
     if config.resume is not None:
