@@ -10,6 +10,8 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
+from torch.fx import Node
 
 from curlfx.coupling.keep import alive_mask
 from curlfx.coupling.network import Step, network, path
@@ -102,6 +104,7 @@ class Coupling:
         self._by_id = {group.id: group for group in groups}
         self._raw: dict[str, Emission] = {node.name: value for node, value in labelling.emissions.items()}
         self._places = {node.name: node for node in traced.graph.nodes}
+        self._shapes = {node.name: _shape(node) for node in traced.graph.nodes}
         self._parameters: dict[str, str] = {}
         for node in traced.graph.nodes:
             if node.op == "get_attr":
@@ -137,14 +140,20 @@ class Coupling:
         return [tuple(self._numbered(arrays)) for arrays in emission]
 
     def check(self, traced: TracedModel) -> None:
-        """Refuse a graph that is not the one this coupling was made for.
+        """Refuse a graph that is not the one this coupling was made for, nor a copy of it.
 
-        Raises: InvariantError naming the first node that is missing.
+        Raises: InvariantError naming the first node that is missing or has another shape.
         """
-        names = {node.name for node in traced.graph.nodes}
-        for name in self._places:
-            if name not in names:
+        nodes = {node.name: node for node in traced.graph.nodes}
+        for name, shape in self._shapes.items():
+            if name not in nodes:
                 raise InvariantError(f"node '{name}' of the coupling is not in this graph; couple the graph itself")
+            found = _shape(nodes[name])
+            if found != shape:
+                raise InvariantError(
+                    f"node '{name}' is {found} in this graph, the coupling is of one where it is {shape}; "
+                    "couple the graph itself"
+                )
 
     def parameter_labels(self, name: str) -> tuple[Ints, ...]:
         """As :meth:`labels`, for a state-dict name; () where the graph does not read it."""
@@ -179,3 +188,8 @@ class Coupling:
             if numbers.any():
                 result.append(compress(torch.from_numpy(numbers)).numpy())
         return result
+
+
+def _shape(node: Node) -> tuple[int, ...] | None:
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else None

@@ -9,6 +9,7 @@ import torch
 from curlfx.coupling import Coupling, Site, couple
 from curlfx.errors import InvariantError, KeepError
 from curlfx.graph import TracedModel, trace
+from curlfx.passes.slim import Slim
 from tests.coupling.summary import free, stays
 from tests.networks.fixtures import FIXTURES
 from tests.networks.net import IMAGE, TOKENS, Net, dense, drawn, pointwise, prepared, weight
@@ -338,6 +339,11 @@ def test_a_coupling_belongs_to_its_graph():
     coupled("plain_chain").check(traced("plain_chain"))
     with pytest.raises(InvariantError, match="is not in this graph; couple the graph itself"):
         coupled("plain_chain").check(traced("two_head"))
+    slim = Slim(coupled("plain_chain"), {"conv2.weight": (1, 2)})(traced("plain_chain"))
+    with pytest.raises(
+        InvariantError, match=r"node 'conv2_weight' is \(2, 6, 3, 3\) in this graph, the coupling is of"
+    ):
+        coupled("plain_chain").check(slim)
 
 
 def test_reads_are_where_gates_go():

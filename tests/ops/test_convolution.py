@@ -22,6 +22,12 @@ def chain(middle, outputs=8):
     return Net(lambda m, x: m.h(m.b(m.a(x).relu()).relu()), a=pointwise(3, 8), b=middle, h=pointwise(outputs, 2))
 
 
+def standardised(w):
+    """As the scaled convolutions of normaliser-free networks do it."""
+    rows = functional.batch_norm(w.reshape(1, w.shape[0], -1), None, None, training=True)
+    return rows.reshape_as(w)
+
+
 THROUGH = ["8: a.weight[0] b.weight[0] b.bias[0] h.weight[1]"]
 SEPARATE = ["8: a.weight[0] b.weight[1]", "6: b.weight[0] b.bias[0] h.weight[1]"]
 
@@ -126,6 +132,10 @@ CASES = {
     "standardised_weight": (
         between(lambda m, y: conv2d(y, m.w - m.w.mean((1, 2, 3), keepdim=True)), outputs=6, w=weight(6, 8, 1, 1)),
         ["6: w[0] h.weight[1]", *frozen("aten.mean.dim runs over these channels")],
+    ),
+    "standardised_by_batch_norm": (
+        between(lambda m, y: conv2d(y, standardised(m.w)), outputs=6, w=weight(6, 8, 1, 1)),
+        ["6: w[0] h.weight[1]", *frozen("contracted with an axis whose channels have no labels")],
     ),
     "normalised_weight": (
         between(lambda m, y: conv2d(y, functional.normalize(m.w)), outputs=6, w=weight(6, 8, 1, 1)),
