@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional
 
 from curlfx.graph import show
-from tests.networks.net import IMAGE, TOKENS, between, drawn, prepared, tokens
+from tests.networks.net import IMAGE, TOKENS, Net, between, drawn, pointwise, prepared, tokens
 from tests.oracles import Laboratory
+from tests.properties.invariants import slim_equals_gated
 
 KEPT = (0, 1, 2, 6)
 END = 2**63 - 1
@@ -80,3 +81,20 @@ def test_new_positions_are_counted_among_the_kept():
     slim = Laboratory.of(net, drawn(IMAGE)).slim({"a.weight": KEPT})
     assert slim.tensors()["curlfx_index_0"].tolist() == [3, 2, 0, 1]
     assert slim.parameter("order").tolist() == ORDER.tolist()
+
+
+@pytest.mark.parametrize(
+    ("kept", "amounts"), [((0,), "[0, 0, 0, 0, 1, 0]"), ((1,), "[0, 0, 0, 0, 0, 1]"), ((1, 2), "[0, 0, 0, 0, 0, 2]")]
+)
+def test_padded_channels_are_counted(kept, amounts):
+    """One channel before and two behind meet channels of ``b``: so many stay as ``b`` keeps there."""
+    net = Net(
+        lambda m, x: m.h(functional.pad(m.a(x), (0, 0, 0, 0, 1, 2)) + m.b(x)),
+        a=pointwise(3, 8),
+        b=pointwise(3, 11),
+        h=pointwise(11, 2),
+    )
+    laboratory = Laboratory.of(prepared(net), drawn(IMAGE))
+    assert arguments(laboratory.text, "pad") == "[0, 0, 0, 0, 1, 2]"
+    assert arguments(show(laboratory.slim({"b.weight": kept})), "pad") == amounts
+    slim_equals_gated(laboratory, {"b.weight": kept}, drawn(IMAGE))
