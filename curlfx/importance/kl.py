@@ -41,7 +41,7 @@ def kl(request: Request) -> dict[GroupId, Values]:
     gated, _ = run(request.traced, [gate])  # weights of its own: a network may write into its buffers
     module = gated.module.eval()
     gates = module.get_buffer(GATES)
-    device, dtype = gates.device, _dtype(module)
+    device, dtype = gates.device, gates.dtype
     sums = torch.zeros(len(channels), dtype=torch.float64, device=device)
     images = 0
     with _quiet(device):
@@ -135,10 +135,6 @@ def _logits(output: Any) -> Tensor:
         else:
             raise ModelError(f"importance 'kl': the network returns a {type(output).__name__}: want logits in a tensor")
     return output
-
-
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), torch.float32)
 
 
 @contextlib.contextmanager
