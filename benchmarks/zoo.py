@@ -1,4 +1,4 @@
-"""The networks that the programs run over: names, constructors, and the smallest sensible input of each."""
+"""The networks of torchvision: names, constructors, and the smallest sensible input of each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ZOOS", "Entry", "torchvision_models"]
+__all__ = ["Entry", "torchvision_models"]
 
 
 @dataclass(frozen=True)
@@ -15,15 +15,17 @@ class Entry:
 
     Attributes:
         name: As its library spells it.
-        kind: "classification", "segmentation" or "video".
+        kind: "classification", "segmentation" or "video" in torchvision, the family elsewhere.
         shape: Input shape without the batch axis.
         build: Makes the network with freshly initialised weights.
+        zoo: Where it is from.
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     build: Callable[[], nn.Module]
+    zoo: str = "torchvision"
 
     def inputs(self, batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
         """Normally distributed inputs."""
@@ -75,6 +77,3 @@ def torchvision_models() -> dict[str, Entry]:
 
             entries[name] = Entry(name, kind, _shape(name, kind), build)
     return entries
-
-
-ZOOS: dict[str, Callable[[], dict[str, Entry]]] = {"torchvision": torchvision_models}
