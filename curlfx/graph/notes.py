@@ -2,6 +2,7 @@
 
 import dis
 from collections import Counter
+from collections.abc import Iterable
 
 from torch import nn
 from torch.fx import Graph
@@ -13,12 +14,12 @@ _DROP_PATH = ("stochasticdepth", "droppath", "dropblock")
 _DROP_RATE = ("p", "drop_prob", "drop_rate")
 
 
-def lost_in_eval(model: nn.Module, graph: Graph) -> tuple[str, ...]:
-    """Notes on what the model does only in training and the traced network therefore does not do."""
+def lost_in_eval(modules: Iterable[nn.Module], graph: Graph) -> tuple[str, ...]:
+    """Notes on what the modules of a model do only in training and the traced network therefore does not do."""
     drops: Counter[str] = Counter()
     branches: Counter[str] = Counter()
     attentions = -sum("train_dropout" in node.meta for node in graph.nodes)
-    for module in model.modules():
+    for module in modules:
         kind = type(module)
         if any(word in kind.__name__.lower() for word in _DROP_PATH):
             drops[kind.__name__] += _rate(module) > 0

@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from curlfx.errors import InvariantError, TraceError
 from curlfx.graph.clean import clean
+from curlfx.graph.forward import Forward, check_reads, described_forward, replaced_forward
 from curlfx.graph.inline import inline
 from curlfx.graph.notes import lost_in_eval, unused_parameters
 from curlfx.graph.provenance import annotate, modules_in_eval
@@ -29,16 +30,27 @@ _RESERVED = frozenset(dir(GraphModule)) | {"meta", "shape_env"}
 
 
 @torch.inference_mode(False)
-def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, dynamic_batch: bool = True) -> TracedModel:
+def trace(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...],
+    *,
+    dynamic_batch: bool = True,
+    forward: Forward | None = None,
+) -> TracedModel:
     """Trace a network in inference mode into an FX graph in the ATen dialect that owns a copy of the weights.
 
     The model is left as it was, its mode included. With ``dynamic_batch`` the first axis of every tensor input may take
     any size, and an example of batch 1 is doubled, because export would fix a size of 1. Where the network does not
     allow a free batch size, the graph has the example's and a note says so.
 
-    Shapes: example inputs as the model's ``forward`` takes them, batch first.
+    Args:
+        forward: A function ``forward(model, *inputs)`` to trace in place of the model's own ``forward``, for a model
+            whose own cannot be exported or does more than matters. Parameters keep their names; those that it does not
+            read stay as they are, and a note names them.
+
+    Shapes: example inputs as the ``forward`` takes them, batch first.
     Raises: TraceError naming the line of the user's code that `torch.export` refuses, or saying that the model itself
-        fails on the example inputs.
+        fails on the example inputs, or that ``forward`` is no function or reads no parameter.
     """
     if not isinstance(model, nn.Module):
         raise TraceError(f"model is a {type(model).__name__}, want a torch.nn.Module")
@@ -46,11 +58,22 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, dynamic
     for name in (*model._modules, *model._parameters, *model._buffers):
         if name in _RESERVED:
             raise TraceError(f"the model's '{name}' has the name of an attribute of torch.fx.GraphModule; rename it")
+    if forward is None:
+        return _traced(model, inputs, dynamic_batch, model.modules())
+    with replaced_forward(model, forward) as called:
+        traced = _traced(model, inputs, dynamic_batch, called)
+    check_reads(model, {str(node.target) for node in traced.graph.find_nodes(op="get_attr")}, forward)
+    return traced
+
+
+def _traced(model: nn.Module, inputs: tuple[Any, ...], dynamic: bool, modules: Iterable[nn.Module]) -> TracedModel:
+    """The graph of ``model(*inputs)``; ``modules`` are those whose ``forward`` is traced, once it has been."""
     with _exporting(model) as frozen:
         if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
             _try_forward(model, inputs)  # which gives lazy parameters their shapes
-        export = _exported(model, inputs, dynamic_batch)
+        export = _exported(model, inputs, dynamic)
         module, notes = _unlifted(export.program, model, frozen)
+    notes = (*notes, *lost_in_eval(modules, module.graph), *unused_parameters(module))
     traced = TracedModel(module, export.inputs, (*export.notes, *notes), export.dynamic_batch)
     try:
         propagate(traced)
@@ -154,8 +177,8 @@ def _try_forward(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     except Exception as error:
         place = raised_at(error.__traceback__)
         raise TraceError(
-            f"{place + ': ' if place else ''}the model's own forward fails on the example inputs "
-            f"({_described(inputs)}): {_first_line(error)}; give inputs of the shape and type the model takes"
+            f"{place + ': ' if place else ''}{described_forward(model)} fails on the example inputs "
+            f"({_described(inputs)}): {_first_line(error)}; give inputs of the shape and type it takes"
         ) from error
 
 
@@ -195,7 +218,7 @@ def _unlifted(
     for name in dict.fromkeys(str(node.target) for node in graph.find_nodes(op="get_attr")):
         _keep_constant(root, name, exported)
     module = TracedModule(root, graph)
-    return module, (*notes, *lost_in_eval(model, graph), *unused_parameters(module))
+    return module, notes
 
 
 def _keep_constant(root: nn.Module, name: str, exported: GraphModule) -> None:
