@@ -1,23 +1,29 @@
-"""Rules of reductions: sums over channels are contractions; what counts or compares channels freezes them."""
+"""Rules of reductions: sums over channels are contractions, statistics run over the kept ones, the rest freezes them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from curlfx.labels.arrays import Arrays, support
-from curlfx.ops.call import OpCall
+from curlfx.ops.call import OpCall, is_getitem
 from curlfx.ops.contract import WEIGHTS_SUMMED
+
+WEIGHTS_AVERAGED = "a statistic of weights alone, which would change what stays"
+
+
+def reduced_axes(ndim: int, dim: Any) -> tuple[int, ...]:
+    """The axes that a reduction's ``dim`` means: one, several, or all of them where it is None or empty."""
+    if dim is None or dim == []:
+        return tuple(range(ndim))
+    axes = dim if isinstance(dim, Sequence) else [dim]
+    return tuple(int(axis) % max(ndim, 1) for axis in axes)
 
 
 def _axes(call: OpCall) -> tuple[int, ...]:
-    ndim = len(call.shape("self"))
-    found = call.number("dim")
-    if found is None or found == []:
-        return tuple(range(ndim))
-    axes = found if isinstance(found, Sequence) else [found]
-    return tuple(int(axis) % ndim for axis in axes)
+    return reduced_axes(len(call.shape("self")), call.number("dim"))
 
 
 def _without(call: OpCall, arrays: Sequence[Tensor], axes: Sequence[int]) -> Arrays:
@@ -28,6 +34,19 @@ def _without(call: OpCall, arrays: Sequence[Tensor], axes: Sequence[int]) -> Arr
     return tuple(array.reshape([s for a, s in enumerate(array.shape) if a not in gone]) for array in arrays)
 
 
+def _parted(call: OpCall, axes: Sequence[int]) -> tuple[Arrays, Arrays]:
+    """The arrays whose channels lie along the reduced axes, and the others as they vary along the axes that stay."""
+    ending: list[Tensor] = []
+    passing: list[Tensor] = []
+    for array in call.arrays("self"):
+        varying = support(array)
+        if varying[-1] in axes:
+            ending.append(array)
+        else:
+            passing.append(call.project(array, tuple(axis for axis in varying if axis not in axes)))
+    return tuple(ending), tuple(passing)
+
+
 def summed(call: OpCall) -> Arrays:
     """Labels of ``sum`` and vector norms: a removed channel adds nothing, so labels on summed axes end here.
 
@@ -36,17 +55,11 @@ def summed(call: OpCall) -> Arrays:
     Shapes: input any; output without ``dim`` (size 1 there with ``keepdim``).
     """
     axes = _axes(call)
-    passing: list[Tensor] = []
-    for array in call.arrays("self"):
-        outer = [axis for axis in support(array)[:-1] if axis in axes]
-        if outer:
-            array = call.project(array, tuple(a for a in support(array) if a not in outer))
-        if support(array)[-1] in axes and call.fixed:
-            call.freeze(array, WEIGHTS_SUMMED)
-        elif support(array)[-1] in axes:
-            call.read("self")
-        else:
-            passing.append(array)
+    ending, passing = _parted(call, axes)
+    if call.fixed:
+        call.freeze(ending, WEIGHTS_SUMMED)
+    elif ending:
+        call.read("self")
     return _without(call, passing, axes)
 
 
@@ -62,22 +75,49 @@ def norm(call: OpCall) -> Arrays:
     return reduced(call)
 
 
-def reduced(call: OpCall) -> Arrays:
-    """Labels of mean, max, var, argmax …: channels along a reduced axis must stay; the others pass.
+def statistic(call: OpCall) -> Arrays:
+    """Labels of mean, var, std, amax, amin …: labels on reduced axes end here; the statistic of the kept channels is
+    another one (reported). A variance with Bessel's correction needs two channels at least, as in any network.
+
+    A statistic of weights alone (weight standardisation) freezes them.
 
     Shapes: input any; output without ``dim`` (size 1 there with ``keepdim``).
     """
     axes = _axes(call)
-    others = [axis for axis in range(len(call.shape("self"))) if axis not in axes]
-    reason = f"{call.node.target!s} runs over these channels"
-    arrays = call.keep_only(call.arrays("self"), others, reason)
-    return _without(call, arrays, axes)
+    ending, passing = _parted(call, axes)
+    if call.fixed:
+        call.freeze(ending, WEIGHTS_AVERAGED)
+    else:
+        call.store.statistics.extend(array.reshape(-1) for array in ending)
+    return _without(call, passing, axes)
 
 
-def reduced_pair(call: OpCall) -> list[Arrays]:
-    """As :func:`reduced`, for ops that return values and indices."""
+def statistics_pair(call: OpCall) -> list[Arrays]:
+    """As :func:`statistic`, for ops that return two of them."""
+    arrays = statistic(call)
+    return [arrays for _ in call.node.meta["val"]]
+
+
+def extremum(call: OpCall) -> list[Arrays]:
+    """Labels of ``max.dim``, ``min.dim``: the values as a :func:`statistic`; channels whose position is read stay.
+
+    Shapes: input any; both outputs without ``dim`` (size 1 there with ``keepdim``).
+    """
+    if all(is_getitem(user) and user.args[1] == 0 for user in call.node.users):
+        return statistics_pair(call)
     arrays = reduced(call)
     return [arrays for _ in call.node.meta["val"]]
+
+
+def reduced(call: OpCall) -> Arrays:
+    """Labels of prod, argmax, logsumexp …: channels along a reduced axis must stay; the others pass.
+
+    Shapes: input any; output without ``dim`` (size 1 there with ``keepdim``).
+    """
+    axes = _axes(call)
+    ending, passing = _parted(call, axes)
+    call.freeze(ending, f"{call.node.target!s} runs over these channels")
+    return _without(call, passing, axes)
 
 
 def along_axis(call: OpCall) -> Arrays:
