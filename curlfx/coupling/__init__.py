@@ -2,5 +2,18 @@
 
 from curlfx.coupling.couple import couple
 from curlfx.coupling.coupling import Coupling, Frozen, Group, GroupId, Site
+from curlfx.coupling.explain import Explanation, Pin, Place, explain, places
 
-__all__ = ["Coupling", "Frozen", "Group", "GroupId", "Site", "couple"]
+__all__ = [
+    "Coupling",
+    "Explanation",
+    "Frozen",
+    "Group",
+    "GroupId",
+    "Pin",
+    "Place",
+    "Site",
+    "couple",
+    "explain",
+    "places",
+]

@@ -4,40 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import pairwise
 
 import networkx as nx
 import numpy as np
 from torch.fx import Node
 
+from curlfx.coupling.chains import BALANCES, KINDS, Chains, Ints, Link, Step, title
 from curlfx.coupling.propagate import Labelling
-from curlfx.coupling.resolve import Ints
 from curlfx.errors import KeepError
-from curlfx.graph.source import where
-from curlfx.labels.store import Origin, Tie
 
-
-@dataclass(frozen=True)
-class Step:
-    """One tie on the way from a site to another.
-
-    Attributes:
-        a: Site (``name[axis]``) or join (a node that makes channels) on one side.
-        b: The same on the other side.
-        node: FX node that ties them.
-        op: What it computes.
-        where: The user's line, "" when unknown.
-    """
-
-    a: str
-    b: str
-    node: str
-    op: str
-    where: str
-
-    def __str__(self) -> str:
-        return f"{self.a} ─ {self.b}  by {self.node} ({self.op}{', ' + self.where if self.where else ''})"
+__all__ = ["Step", "network", "path", "site_of"]
 
 
 def network(labelling: Labelling, channel_of: Ints, places: Mapping[str, Node]) -> nx.MultiGraph[str]:
@@ -49,76 +25,88 @@ def network(labelling: Labelling, channel_of: Ints, places: Mapping[str, Node]) 
         places: FX nodes by name, for source lines.
 
     Returns:
-        Nodes with ``channels`` (their channel numbers) and ``site`` (a parameter's axis, or a join); edges with
-        ``node``, ``op``, ``where`` and ``channels``.
+        Nodes with ``channels`` (their channel numbers), ``free`` and ``stays`` (raw labels that may go, and that
+        stay), ``site`` (a parameter's axis, or a join) and ``made`` (a layer computes these channels); edges with
+        ``node``, ``op``, ``where``, ``kind`` (one of `curlfx.coupling.chains.KINDS`) and ``channels``. The graph itself
+        has ``chains``.
     """
     store = labelling.store
-    graph: nx.MultiGraph[str] = nx.MultiGraph()
-    starts = np.array([origin.start for origin in store.origins], np.int64)
+    chains = Chains(store, places)
+    made = np.zeros(store.size, dtype=bool)
+    for produced in store.producers:
+        made[produced.numpy()] = True
+    graph: nx.MultiGraph[str] = nx.MultiGraph(chains=chains)
     for origin in store.origins:
-        channels = channel_of[origin.start : origin.start + origin.size]
-        graph.add_node(_title(origin), channels=_free(channels), site=origin.parameter)
-    for tie in (*store.ties, *store.attached):
-        _add_edges(graph, tie, store.origins, starts, channel_of, places)
-    for tie in store.attached:
-        name = _title(store.origin_of(int(tie.a[0])))
-        graph.nodes[name]["channels"] = _free(channel_of[tie.b.numpy()])
+        labels = np.arange(origin.start, origin.start + origin.size)
+        graph.add_node(title(origin), site=origin.parameter, made=bool(made[labels].all()))
+        _describe(graph, title(origin), labels, labels, channel_of)
+    for link in chains.links:
+        if link.kind != BALANCES:
+            _add_edges(graph, link, chains, channel_of)
+    for tie in store.attached:  # the axis of a grouped weight: what it reads took the place of its own labels
+        _describe(graph, chains.title(int(tie.a[0])), tie.a.numpy(), tie.b.numpy(), channel_of)
     return graph
 
 
 def path(graph: nx.MultiGraph[str], a: str, b: str) -> list[Step]:
-    """The shortest chain of ties between two sites that share coupled channels.
+    """The shortest chain of ties between channels of two sites that are not frozen.
+
+    Sites that share no channel may still be joined by blocks that go as a whole.
 
     Raises: KeepError for an unknown site, or sites that share none.
     """
-    start, end = _site(graph, a), _site(graph, b)
-    common = np.intersect1d(graph.nodes[start]["channels"], graph.nodes[end]["channels"])
-    if not common.size:
-        raise KeepError(f"{start} and {end} share no coupled channel: they can be slimmed independently, or one stays")
-    shared: nx.Graph[str] = nx.Graph()
-    for left, right, data in graph.edges(data=True):
-        if np.isin(data["channels"], common).any() and not shared.has_edge(left, right):
-            shared.add_edge(left, right, **data)
-    if start == end:
-        return []
-    names = nx.shortest_path(shared, start, end)
-    return [Step(x, y, *(shared.edges[x, y][key] for key in ("node", "op", "where"))) for x, y in pairwise(names)]
+    chains: Chains = graph.graph["chains"]
+    start, end = site_of(graph, a), site_of(graph, b)
+    free = [graph.nodes[name]["free"] for name in (start, end)]
+    shared = np.intersect1d(graph.nodes[start]["channels"], graph.nodes[end]["channels"]).size
+    for reach in range(1, len(KINDS) + bool(shared)):  # to be counted together ties only what is one channel
+        found = chains.between(free[0], free[1], KINDS[:reach])
+        if found is not None:
+            return found
+    staying = [name for name, labels in zip((start, end), free, strict=True) if not labels.size]
+    raise KeepError(f"{start} and {end} share no coupled channel: {_apart(dict.fromkeys(staying))}")
 
 
-def _add_edges(
-    graph: nx.MultiGraph[str],
-    tie: Tie,
-    origins: list[Origin],
-    starts: Ints,
-    channel_of: Ints,
-    places: Mapping[str, Node],
-) -> None:
-    a, b = tie.a.numpy(), tie.b.numpy()
-    real = (a != 0) & (b != 0)
-    left = np.searchsorted(starts, a[real], side="right") - 1
-    right = np.searchsorted(starts, b[real], side="right") - 1
-    pairs, index = np.unique(left * len(origins) + right, return_inverse=True)
-    node = places.get(tie.node)
-    op, place = (str(node.target), where(node)) if node is not None else ("", "")
-    for number, pair in enumerate(pairs.tolist()):
-        ends = _title(origins[pair // len(origins)]), _title(origins[pair % len(origins)])
-        channels = _free(channel_of[b[real][index == number]])
-        if ends[0] != ends[1]:
-            graph.add_edge(*ends, node=tie.node, op=op, where=place, channels=channels)
+def site_of(graph: nx.MultiGraph[str], name: str) -> str:
+    """The site that a parameter, a module or ``name[axis]`` means. Raises: KeepError."""
+    if name in graph:
+        return name
+    parameters = [site.rpartition("[")[0] for site in graph]
+    for wanted in (name, f"{name}.weight"):
+        if wanted in parameters:
+            return list(graph)[parameters.index(wanted)]
+    known = [*graph.nodes, *dict.fromkeys([*parameters, *(parameter.rpartition(".")[0] for parameter in parameters)])]
+    near = difflib.get_close_matches(name, known, 1)
+    raise KeepError(f"{name!r} is no site of this network{f'; did you mean {near[0]!r}?' if near else ''}")
 
 
-def _title(origin: Origin) -> str:
-    return f"{origin.name}[{origin.axis}]" if origin.parameter else f"{origin.name} (channels made here)"
+def _apart(staying: Mapping[str, None]) -> str:
+    if not staying:
+        return "they can be slimmed independently"
+    verb, them = ("stay", "them") if len(staying) > 1 else ("stays", "it")
+    return f"{' and '.join(staying)} {verb}; explain {them} alone to see why"
 
 
-def _free(channels: Ints) -> Ints:
+def _describe(graph: nx.MultiGraph[str], name: str, own: Ints, shown: Ints, channel_of: Ints) -> None:
+    """Note what a node's labels stand for: ``own`` ones are linked, ``shown`` ones ``(n,)`` say which channels."""
+    free = channel_of[shown] > 0
+    graph.nodes[name].update(
+        channels=_numbers(channel_of[shown]), free=np.unique(own[free]), stays=np.unique(shown[~free])
+    )
+
+
+def _add_edges(graph: nx.MultiGraph[str], link: Link, chains: Chains, channel_of: Ints) -> None:
+    left, right = chains.owners(link.a), chains.owners(link.b)
+    pairs, first, index = np.unique(np.stack((left, right)), axis=1, return_index=True, return_inverse=True)
+    op, place = chains.source(link.node)
+    for number, at in enumerate(first.tolist()):
+        ends = chains.title(int(link.a[at])), chains.title(int(link.b[at]))
+        mine = index == number
+        channels = _numbers(channel_of[np.concatenate((link.a[mine], link.b[mine]))])
+        if pairs[0, number] != pairs[1, number]:
+            graph.add_edge(*ends, node=link.node, op=op, where=place, kind=link.kind, channels=channels)
+
+
+def _numbers(channels: Ints) -> Ints:
     found = np.unique(channels)
     return found[found > 0]
-
-
-def _site(graph: nx.MultiGraph[str], name: str) -> str:
-    for title in (name, f"{name}[0]", f"{name}[1]", f"{name}.weight[0]"):
-        if title in graph:
-            return title
-    near = difflib.get_close_matches(name, [*graph.nodes, *{title.partition("[")[0] for title in graph.nodes}], 1)
-    raise KeepError(f"{name!r} is no site of this network{f'; did you mean {near[0]!r}?' if near else ''}")

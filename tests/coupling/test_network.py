@@ -57,16 +57,18 @@ def test_an_unknown_site():
 
 
 @pytest.mark.parametrize(
-    ("a", "b"),
+    ("a", "b", "why"),
     [
-        ("stem.0", "body.stage1.0.conv1"),  # both free, in different groups
-        ("stem.0", "fc"),  # one stays
-        ("fc", "fc"),  # what stays shares nothing
+        ("stem.0", "body.stage1.0.conv1", "they can be slimmed independently"),  # both free, in different groups
+        ("stem.0", "fc", r"fc\.weight\[0\] stays; explain it alone to see why"),
+        ("fc", "fc", r"fc\.weight\[0\] stays; explain it alone to see why"),
+        ("stem.0.weight[1]", "fc", r"stem\.0\.weight\[1\] and fc\.weight\[0\] stay; explain them alone to see why"),
     ],
 )
-def test_sites_that_share_nothing(a, b):
-    message = rf"^{a}\.weight\[0\] and {b}\.weight\[0\] share no coupled channel: they can be slimmed independently"
-    with pytest.raises(KeepError, match=message):
+def test_sites_that_share_nothing(a, b, why):
+    with pytest.raises(
+        KeepError, match=rf"^{re.escape(a.partition('.weight')[0])}\.weight\[.\] and .* channel: {why}$"
+    ):
         coupled("basic_downsample").why(a, b)
 
 

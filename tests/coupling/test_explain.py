@@ -1,0 +1,96 @@
+"""What one site is to the coupling: its groups, and why channels of it stay."""
+
+import re
+from functools import cache
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from curlfx.coupling import Coupling, couple, explain, places
+from curlfx.errors import KeepError
+from curlfx.graph import trace
+from tests.networks.fixtures import FIXTURES
+
+
+@cache
+def coupled(name: str) -> Coupling:
+    case = FIXTURES[name]
+    return couple(trace(case.build(), case.inputs()))
+
+
+class Residual(nn.Module):
+    """A stream whose last tensor is sorted over channels: the pin is two additions away from the stem."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+        self.inner, self.head = nn.Conv2d(6, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.a(x)
+        x = x + self.b(x)
+        return self.head(self.inner(x)), torch.sort(x, dim=1)[0]
+
+
+@cache
+def pinned() -> Coupling:
+    return couple(trace(Residual().eval(), (torch.randn(2, 3, 4, 4),)))
+
+
+def test_the_way_to_what_pins_a_layer():
+    """The stem is not sorted; it is added to what is added to what is sorted."""
+    (found,) = explain(pinned(), "b.weight[0]")
+    assert found.place.groups == {}
+    (pin,) = found.pins
+    assert (pin.width, pin.reason, pin.node) == (6, "no rule for aten.sort.default", "sort")
+    assert re.fullmatch(r"coupling/test_explain\.py:\d+", pin.where)
+    assert [(step.a, step.b, step.node) for step in pin.path] == [("b.weight[0]", "stem.weight[0]", "add_1")]
+
+
+def test_every_axis_along_which_channels_run():
+    made, read = explain(pinned(), "head")
+    assert (made.place.site, made.place.made, made.place.width) == ("head.weight[0]", True, 2)
+    assert [(pin.reason, pin.path) for pin in made.pins] == [("an output of the network", ())]
+    assert (read.place.site, read.place.made, read.place.groups) == ("head.weight[1]", False, {"inner.weight": 8})
+    assert read.pins == ()
+
+
+def test_all_reasons_are_named():
+    coupling = couple(trace(Residual().eval(), (torch.randn(2, 3, 4, 4),)), frozen=["a"])
+    (found,) = explain(coupling, "stem.weight[0]")
+    (pin,) = found.pins
+    assert pin.reason == "no rule for aten.sort.default"
+    assert any(other.startswith("frozen by the user (a)") for other in pin.others)
+
+
+def test_data_that_no_layer_computes():
+    (found,) = explain(coupled("option_a"), "pad (channels made here)")
+    assert not found.place.made
+    assert found.place.width == sum(found.place.groups.values()) + found.place.stays
+
+
+@pytest.mark.parametrize("name", ["basic_downsample", "inception", "grouped_conv", "option_a"])
+def test_places_count_what_groups_have(name):
+    """Counted the other way round: every group finds all its channels at each of its sites."""
+    coupling = coupled(name)
+    found = places(coupling)
+    for group in coupling.groups:
+        for site in group.sites:
+            assert found[str(site)].groups[group.id] == group.width
+
+
+@pytest.mark.parametrize("name", sorted(FIXTURES)[::6])
+def test_frozen_layers_get_the_reason_they_are_listed_with(name):
+    coupling = coupled(name)
+    for frozen in coupling.frozen:
+        pins = [pin for found in explain(coupling, str(frozen.sites[0])) for pin in found.pins]
+        assert (frozen.width, frozen.reason, frozen.node) in [(pin.width, pin.reason, pin.node) for pin in pins]
+        assert all(one.b == other.a for pin in pins for one, other in pairwise(pin.path))
+
+
+def test_an_unknown_site():
+    with pytest.raises(KeepError, match=r"'heat' is no site of this network; did you mean 'head"):
+        explain(pinned(), "heat")
