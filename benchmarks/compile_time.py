@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from tables import fixed, markdown
+from tables import fixed, markdown, processor
 from trial import random_keep
 from zoo import Entry, torchvision_models
 
@@ -81,16 +81,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out:
         options.out.write_text(text, encoding="utf-8")
     return 0
-
-
-def processor() -> str:
-    """Name of the processor."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Numbers and tables as the programs print them."""
 
+import platform
 from collections.abc import Sequence
+from pathlib import Path
 
-__all__ = ["fixed", "markdown", "percent", "scientific"]
+__all__ = ["fixed", "markdown", "percent", "processor", "scientific"]
 
 
 def fixed(value: float | None, digits: int = 2) -> str:
@@ -28,3 +30,13 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
 
     return "\n".join([line(headers), "| " + " | ".join("-" * width for width in widths) + " |", *map(line, rows)])
+
+
+def processor() -> str:
+    """Name of the processor."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
