@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from curlfx.run.runner import run as run
     from curlfx.run.verify import VerifyReport as VerifyReport
     from curlfx.run.verify import verify as verify
+    from curlfx.sources import detection_forward as detection_forward
     from curlfx.sources import load_data as load_data
     from curlfx.sources import load_model as load_model
     from curlfx.sources import load_weights as load_weights
@@ -45,6 +46,7 @@ EXPORTS: Mapping[str, str] = MappingProxyType(
         "VerifyReport": "curlfx.run.verify",
         "bench": "curlfx.deploy",
         "couple": "curlfx.coupling",
+        "detection_forward": "curlfx.sources",
         "evaluate": "curlfx.recovery",
         "export_onnx": "curlfx.deploy",
         "load_data": "curlfx.sources",

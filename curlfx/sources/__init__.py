@@ -1,6 +1,7 @@
 """From specifications to objects: networks, weights and images."""
 
 from curlfx.sources.data import load_data
+from curlfx.sources.detection import detection_forward
 from curlfx.sources.fit import check_fit, class_scores
 from curlfx.sources.images import Augmentation, Loader, Normalisation
 from curlfx.sources.models import input_shape, load_model
@@ -15,6 +16,7 @@ __all__ = [
     "Normalisation",
     "check_fit",
     "class_scores",
+    "detection_forward",
     "input_shape",
     "load_data",
     "load_model",
