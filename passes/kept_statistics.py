@@ -22,7 +22,7 @@ from curlfx.ops.reduction import reduced_axes
 _ops = torch.ops.aten
 
 SpellOut = Callable[[Graph, Node, list[Node]], Node]
-"""Writes a call, given the masks of its input, as sums over what stays; the result stands for one output of the call."""
+"""Writes one output of a call as sums over what stays, given the masks of the input."""
 
 
 def normalise_over_kept(
@@ -71,7 +71,7 @@ def _outputs(node: Node, spelled: Sequence[SpellOut]) -> list[tuple[Node, SpellO
     """Each value that is read of a call, with what spells it out."""
     if isinstance(node.meta["val"], torch.Tensor):
         return [(node, spelled[0])]
-    return [(user, spelled[int(user.args[1])]) for user in node.users if is_getitem(user)]  # type: ignore[call-overload]
+    return [(user, spelled[int(str(user.args[1]))]) for user in node.users if is_getitem(user)]
 
 
 def _axes(node: Node, ndim: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Rules of reductions: sums over channels are contractions, statistics run over the kept ones, the rest freezes them."""
+"""Rules of reductions: sums over channels are contractions, statistics run over the kept ones, the rest freezes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of reductions: sums over channels are contractions, what counts or compares channels freezes them."""
+"""Rules of reductions: sums over channels are contractions, statistics say that they change, the rest freezes."""
 
 import math
 
@@ -10,6 +10,8 @@ from tests.ops.rules import PASSES, check, frozen
 from tests.oracles import Laboratory
 
 ALONE = ["8: a.weight[0]"]
+CHANGES = ["8, statistics: a.weight[0] h.weight[1]"]
+CHANGES_ALONE = ["8, statistics: a.weight[0]"]
 
 
 def head(function):
@@ -43,16 +45,37 @@ CASES = {
         between(lambda m, y: y * torch.linalg.norm(y, "nuc", (1, 2), keepdim=True)),
         over("linalg_norm.ord_str"),
     ),
-    "mean": (between(lambda m, y: y * y.mean(1, keepdim=True)), over("mean.dim")),
-    "mean_of_everything": (head(lambda y: y.mean()), over("mean.default")),
+    "mean": (between(lambda m, y: y * y.mean(1, keepdim=True)), CHANGES),
+    "mean_of_everything": (head(lambda y: y.mean()), CHANGES_ALONE),
     "mean_of_space": (between(lambda m, y: y * y.mean((-1, -2), keepdim=True)), PASSES),
-    "variance": (between(lambda m, y: y * y.var(1, keepdim=True)), over("var.dim")),
+    "variance": (between(lambda m, y: y * y.var(1, keepdim=True)), CHANGES),
     "deviation_of_space": (between(lambda m, y: y * y.std((2, 3), keepdim=True)), PASSES),
     "two_moments": (between(lambda m, y: y * torch.var_mean(y, (2, 3), keepdim=True)[0]), PASSES),
-    "largest": (between(lambda m, y: y * y.amax(1, keepdim=True)), over("amax.default")),
-    "largest_and_where": (between(lambda m, y: y * y.max(1, keepdim=True)[0]), over("max.dim")),
+    "largest": (between(lambda m, y: y * y.amax(1, keepdim=True)), CHANGES),
+    "largest_and_where": (between(lambda m, y: y * y.max(1, keepdim=True)[0]), CHANGES),
+    "largest_with_its_place": (
+        Net(lambda m, x: y.max(1) if (y := m.a(x)) is not None else None, a=pointwise(3, 8)),
+        over("max.dim"),
+    ),
+    "smallest_is_where": (head(lambda y: y.min(1)[1]), over("min.dim")),
+    "mean_of_a_block": (
+        between(lambda m, y: (z := y.unflatten(1, (2, 4))).sub(z.mean(2, True)).flatten(1, 2)),
+        ["8 in 2 blocks, statistics: a.weight[0] h.weight[1]"],
+    ),
+    "mean_over_blocks": (
+        between(lambda m, y: y.unflatten(1, (2, 4)).mean(1), outputs=4),
+        ["4: a.weight[0] h.weight[1]"],
+    ),
+    "mean_of_blocks_and_in_them": (
+        between(lambda m, y: y * y.unflatten(1, (2, 4)).mean((1, 2), True).flatten(1, 2)),
+        ["8 in 2 blocks, statistics: a.weight[0] h.weight[1]"],
+    ),
+    "mean_of_weights": (
+        between(lambda m, y: y * (m.w - m.w.mean()), w=weight(8, 1, 1)),
+        frozen("a statistic of weights alone, which would change what stays"),
+    ),
     "largest_of_space": (between(lambda m, y: y * y.max(2, keepdim=True)[0]), PASSES),
-    "largest_of_all": (between(lambda m, y: y * y.max()), over("max.default")),
+    "largest_of_all": (between(lambda m, y: y * y.max()), CHANGES),
     "where_is_the_largest": (head(lambda y: y.argmax(1)), over("argmax.default")),
     "product": (between(lambda m, y: y * y.prod(1, keepdim=True)), over("prod.dim_int")),
     "any_in_space": (between(lambda m, y: y * (y > 0).any(2, keepdim=True)), PASSES),

@@ -17,6 +17,9 @@ NETWORKS = [
     "unet",
     "attention_fused_matmul",
     "dict_output",
+    "response_norm",
+    "moments",
+    "cbam_max_of_dim",
 ]
 
 
