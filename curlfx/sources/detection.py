@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
 from curlfx.errors import ModelError
 
 if TYPE_CHECKING:
@@ -91,8 +92,8 @@ def region_forward(model: GeneralizedRCNN, images: Tensor, *, regions: int = 1) 
     return outputs
 
 
-def _features(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    features = model.backbone(images)
+def _features(model: Any, images: Tensor) -> dict[str, Tensor]:
+    features: Tensor | dict[str, Tensor] = model.backbone(images)
     return {"0": features} if isinstance(features, Tensor) else features
 
 
@@ -107,12 +108,14 @@ def _pooled(features: dict[str, Tensor], pool: MultiScaleRoIAlign, regions: int)
 
 def _by_image(output: Tensor, pooled: Tensor) -> Tensor:
     """Shapes: output ``(N · R, ...)``, pooled ``(N, R, ...)``; result ``(N, R, ...)``."""
-    return output.unflatten(0, (-1, pooled.shape[1]))
+    result: Tensor = output.unflatten(0, (-1, pooled.shape[1]))
+    return result
 
 
 def _tiles(feature: Tensor, size: Sequence[int], regions: int) -> Tensor:
     """Shapes: feature ``(N, C, h, w)``, output ``(N, regions², C, *size)``."""
     height, width = size
     whole = functional.interpolate(feature, (regions * height, regions * width), mode="bilinear", align_corners=False)
-    tiles = whole.unflatten(3, (regions, width)).unflatten(2, (regions, height))  # (N, C, regions, h, regions, w)
-    return tiles.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    cut = whole.unflatten(3, (regions, width)).unflatten(2, (regions, height))
+    tiles: Tensor = cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    return tiles
