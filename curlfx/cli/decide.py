@@ -88,6 +88,7 @@ def plan(
         allocation=allocation,
         floor=floor,
     )
+    found = found.noting(model=model, arguments={} if classes is None else {"num_classes": classes})
     found.save(out)
     show_plan(found)
     rows = [(row["id"], str(row["width"]), str(row["kept"])) for row in group_rows(coupling, found.keep)]

@@ -77,7 +77,7 @@ def slim_network(traced: TracedModel, plan: SlimPlan, ignore: list[str] | None) 
     """What a plan leaves of a network. Raises: PlanError."""
     from curlfx.planning.apply import slim as slim_by_plan
 
-    return slim_by_plan(traced, plan, open_coupling(traced, ignore))
+    return slim_by_plan(traced, plan, open_coupling(traced, ignore) if ignore else None)
 
 
 def mention_random_weights(weights: str | None) -> None:

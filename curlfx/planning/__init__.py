@@ -2,7 +2,8 @@
 
 from curlfx.planning.apply import slim
 from curlfx.planning.choose import plan, plan_from_widths, resolve_round_to
-from curlfx.planning.slim_plan import Fingerprint, SlimPlan
+from curlfx.planning.fingerprint import Fingerprint
+from curlfx.planning.slim_plan import SlimPlan
 from curlfx.planning.target import Amount, Target, parse_targets
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curlfx.coupling import Coupling, couple
+from curlfx.coupling import Coupling
 from curlfx.graph.traced import TracedModel
 from curlfx.passes.pipeline import run
 from curlfx.passes.slim import Slim
@@ -13,16 +13,17 @@ def slim(traced: TracedModel, plan: SlimPlan, coupling: Coupling | None = None) 
     """The network without the channels that the plan leaves out; the input stays as it is.
 
     Args:
-        traced: The dense network, or another of the same architecture.
+        traced: The dense network, or another of the same architecture: other weights, another device, memory format,
+            floating-point type or batch size do not matter.
         plan: From :func:`curlfx.plan` or a JSON file.
-        coupling: The coupling the plan was made with, needed where it was made with ``frozen`` names or own rules;
-            otherwise it is found again.
+        coupling: The coupling the plan was made with, needed where it was made with rules of one's own; otherwise it
+            is found again, names that were frozen included.
 
     Returns:
         A trainable network of its own weights, with the original state-dict keys.
 
-    Raises: PlanError when the plan is for another network.
+    Raises: PlanError when the plan is for another network, naming the first difference.
     """
-    coupling = coupling or couple(traced)
+    coupling = coupling or plan.couple(traced)
     plan.check(traced, coupling)
     return run(traced, [Slim(coupling, plan.keep)])[0]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib.metadata
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 
 from curlfx.cost import CostModel
 from curlfx.coupling import Coupling, GroupId
@@ -18,12 +20,15 @@ from curlfx.errors import PlanError, TargetError
 from curlfx.graph import TracedModel
 from curlfx.importance.scores import Scores
 from curlfx.planning.budget import Ranking, Search
-from curlfx.planning.slim_plan import Fingerprint, SlimPlan
+from curlfx.planning.fingerprint import Fingerprint
+from curlfx.planning.slim_plan import SlimPlan
+from curlfx.planning.structure import class_of
 from curlfx.planning.target import Amount, parse_targets
 from curlfx.planning.units import Ints, Units, kept_positions, make_units, rank_globally, rank_uniformly
 
 Allocation = Literal["global", "uniform"]
 _LARGEST_STEP = 2**16
+_FROZEN_BY_USER = re.compile(r"frozen by the user \((.*)\)")
 HALF: Mapping[str, Amount] = {"macs": "50%"}
 
 ALLOCATIONS: Mapping[Allocation, Ranking] = {"global": rank_globally, "uniform": rank_uniformly}
@@ -83,7 +88,8 @@ def plan(
         before=costs.dense,
         after=costs.evaluate(units.alive(removed)),
         fingerprint=Fingerprint.of(traced, coupling),
-        provenance=_provenance(scores),
+        provenance=_provenance(traced, scores),
+        frozen=_frozen_names(coupling),
     )
 
 
@@ -121,7 +127,8 @@ def plan_from_widths(
         before=costs.dense,
         after=costs.evaluate(units.alive(removed)),
         fingerprint=Fingerprint.of(traced, coupling),
-        provenance=_provenance(scores),
+        provenance=_provenance(traced, scores),
+        frozen=_frozen_names(coupling),
     )
 
 
@@ -141,12 +148,19 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _provenance(scores: Scores) -> dict[str, int | str]:
+def _provenance(traced: TracedModel, scores: Scores) -> dict[str, JsonValue]:
     return {
         "curlfx": importlib.metadata.version("curlfx"),
         "torch": str(torch.__version__),
+        "class": class_of(traced),
         **{name: int(number) for name, number in scores.details.items()},
     }
+
+
+def _frozen_names(coupling: Coupling) -> tuple[str, ...]:
+    """The names that the coupling was made with, as far as they pin channels that nothing else does."""
+    found = (_FROZEN_BY_USER.fullmatch(frozen.reason) for frozen in coupling.frozen)
+    return tuple(dict.fromkeys(match[1] for match in found if match is not None))
 
 
 def _removed_for(widths: Mapping[str, int | float | str], units: Units) -> Ints:

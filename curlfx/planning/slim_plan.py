@@ -2,78 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
+import importlib.metadata
 import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from curlfx.cost import Cost
-from curlfx.coupling import Coupling
+from curlfx.coupling import Coupling, couple
 from curlfx.errors import KeepError, PlanError
 from curlfx.files import write_bytes
 from curlfx.graph import TracedModel
+from curlfx.planning.fingerprint import Fingerprint
 
 Natural = Annotated[int, Field(ge=0)]
-
-
-class Fingerprint(BaseModel):
-    """What a network must look like for a plan to fit: its parameters and its coupling groups.
-
-    Attributes:
-        sha256: Hash of the two mappings.
-        parameters: Shape of every parameter, by name.
-        groups: Width of every coupling group, by id.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    sha256: str
-    parameters: dict[str, tuple[Natural, ...]]
-    groups: dict[str, Natural]
-
-    @classmethod
-    def of(cls, traced: TracedModel, coupling: Coupling) -> Self:
-        """The fingerprint of a network."""
-        parameters = {name: tuple(tensor.shape) for name, tensor in sorted(traced.module.named_parameters())}
-        groups = {group.id: group.width for group in coupling.groups}
-        return cls(sha256=_digest(parameters, groups), parameters=parameters, groups=groups)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.sha256 != _digest(self.parameters, self.groups):
-            raise ValueError("sha256 does not belong to these parameters and groups; the file was changed by hand")
-        return self
-
-    def difference(self, found: Fingerprint) -> str | None:
-        """The first thing in which another network differs from this one, in words; None when they are alike."""
-        if self.sha256 == found.sha256:
-            return None
-        for kind, wanted, others in (
-            ("parameter", self.parameters, found.parameters),
-            ("coupling group", self.groups, found.groups),
-        ):
-            for name in wanted:
-                if name not in others:
-                    return f"it has no {kind} '{name}'"
-                if wanted[name] != others[name]:
-                    return f"{kind} '{name}' is {_size(others[name])}, want {_size(wanted[name])}"
-            extra = next((name for name in others if name not in wanted), None)
-            if extra is not None:
-                return f"it has {kind} '{extra}', which the plan's network has not"
-        return "the same parameters and groups come in another order"
-
-
-def _size(value: object) -> str:
-    return f"{value} wide" if isinstance(value, int) else str(value)
-
-
-def _digest(parameters: Mapping[str, tuple[int, ...]], groups: Mapping[str, int]) -> str:
-    document = [[name, list(shape)] for name, shape in parameters.items()], list(groups.items())
-    return hashlib.sha256(json.dumps(document, separators=(",", ":")).encode()).hexdigest()
+_VERSION_1 = "1 is of an earlier curlfx and does not describe the ops of its network; make the plan again"
 
 
 class SlimPlan(BaseModel):
@@ -82,6 +29,7 @@ class SlimPlan(BaseModel):
     Attributes:
         version: Of this format.
         keep: Kept positions per coupling group, strictly increasing; groups that are not mentioned stay whole.
+        frozen: Names that the user froze, as :func:`curlfx.couple` took them.
         target: What was asked for, as given; empty when the widths were.
         importance: Criterion that ranked the channels.
         allocation: ``global`` one ranking over all groups, ``uniform`` the same share of each, ``widths`` as given.
@@ -90,13 +38,15 @@ class SlimPlan(BaseModel):
         before: Cost of the dense network.
         after: Cost of the slim network.
         fingerprint: The network that the plan is for.
-        provenance: Versions, seed and number of images that led to it.
+        provenance: What led to it: versions, class of the network, seed and number of images, and, where they are
+            known, ``model`` and ``arguments``, the factory that made it and what it was given.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     keep: dict[str, tuple[Natural, ...]]
+    frozen: tuple[str, ...] = ()
     target: dict[str, int | float | str]
     importance: str
     allocation: Literal["global", "uniform", "widths"]
@@ -105,7 +55,7 @@ class SlimPlan(BaseModel):
     before: Cost
     after: Cost
     fingerprint: Fingerprint
-    provenance: dict[str, int | str] = {}
+    provenance: dict[str, JsonValue] = {}
 
     @model_validator(mode="after")
     def _fitting(self) -> Self:
@@ -124,13 +74,35 @@ class SlimPlan(BaseModel):
 
     def check(self, traced: TracedModel, coupling: Coupling) -> None:
         """Refuse a network that the plan was not made for. Raises: PlanError naming the first difference."""
-        difference = self.fingerprint.difference(Fingerprint.of(traced, coupling))
+        difference = self.fingerprint.difference(traced, coupling)
         if difference is not None:
-            raise PlanError(f"this plan is for another network: {difference}")
+            raise PlanError(f"this plan is for another network: {difference}{self._other_versions()}")
         try:
             coupling.alive(self.keep)
         except KeepError as cause:
             raise PlanError(f"plan: {cause}") from cause
+
+    def couple(self, traced: TracedModel) -> Coupling:
+        """The coupling of a network that the plan is for, with the names that were frozen. Raises: PlanError."""
+        try:
+            return couple(traced, frozen=self.frozen)
+        except KeepError as cause:
+            difference = self.fingerprint.difference(traced) or str(cause)
+            raise PlanError(f"this plan is for another network: {difference}{self._other_versions()}") from cause
+
+    def noting(self, **facts: JsonValue) -> Self:
+        """The same plan with more in its provenance."""
+        return self.model_copy(update={"provenance": {**self.provenance, **facts}})
+
+    def _other_versions(self) -> str:
+        """What to add to a difference that another version of torch or curlfx may have made."""
+        here = {"torch": str(torch.__version__), "curlfx": importlib.metadata.version("curlfx")}
+        others = [
+            f"{name} {self.provenance[name]}, this is {version}"
+            for name, version in here.items()
+            if self.provenance.get(name, version) != version
+        ]
+        return f" (the plan was made with {' and '.join(others)})" if others else ""
 
     def to_json(self) -> str:
         """The plan as text, one line per entry of a mapping."""
@@ -147,6 +119,8 @@ class SlimPlan(BaseModel):
             field = ".".join(str(part) for part in first["loc"]) or "plan"
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
             message = first["msg"].removeprefix("Value error, ")
+            if field == "version" and first["input"] == 1:
+                raise PlanError(f"plan: version: {_VERSION_1}") from cause
             raise PlanError(f"plan: {field}: {message[:1].lower()}{message[1:]}{more}") from cause
 
     def save(self, path: str | Path) -> None:
@@ -165,11 +139,16 @@ class SlimPlan(BaseModel):
 
 
 def _lines(document: Mapping[str, object], indent: str = "") -> str:
-    """JSON with every entry of nested mappings on a line of its own, and lists on one line."""
+    """JSON with every entry of nested mappings, and every text of a list, on a line of its own; numbers on one line."""
     inner = indent + "  "
-    entries = [
-        f"{inner}{json.dumps(key)}: "
-        + (_lines(value, inner) if isinstance(value, Mapping) and value else json.dumps(value, allow_nan=False))
-        for key, value in document.items()
-    ]
+    entries = [f"{inner}{json.dumps(key)}: {_value(value, inner)}" for key, value in document.items()]
     return "{\n" + ",\n".join(entries) + f"\n{indent}}}"
+
+
+def _value(value: object, indent: str) -> str:
+    if isinstance(value, Mapping) and value:
+        return _lines(value, indent)
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value):
+        texts = (f"{indent}  {json.dumps(item)}" for item in value)
+        return "[\n" + ",\n".join(texts) + f"\n{indent}]"
+    return json.dumps(value, allow_nan=False)

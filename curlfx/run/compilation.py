@@ -51,6 +51,7 @@ def score(job: Job) -> Result:
 def plan(job: Job) -> Result:
     """Which channels stay, so that the target is met."""
     found = make_plan(job.config, job.traced, job.coupling, job.scores, job.cost)
+    found = found.noting(model=job.config.model, arguments={"num_classes": job.subject.data.num_classes})
     write_text(job.file("plan.json"), found.to_json())
     before, after = found.before, found.after
     job.say(f"plan: {after.macs / before.macs:.1%} of the MACs, {after.params / before.params:.1%} of the parameters")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from curlfx.coupling import Coupling, GroupId, couple
+from curlfx.coupling import Coupling, GroupId
 from curlfx.deploy import parity
 from curlfx.deploy.parity import relative_error
 from curlfx.errors import VerificationError
@@ -92,7 +92,7 @@ def verify(
     Shapes: images ``(N, C, H, W)``.
     Raises: PlanError when the plan is for another network; ModelError for a file that cannot be run.
     """
-    coupling = coupling or couple(traced)
+    coupling = coupling or plan.couple(traced)
     plan.check(traced, coupling)
     checks = [gated_vs_slim(traced, coupling, plan.keep, images)]
     networks = {"dense": traced, "slim": slim or Slim(coupling, plan.keep)(traced)}

@@ -77,14 +77,17 @@ def test_the_network_stays_as_it_is(net, made):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (network(5, 8), r"this plan is for another network: parameter '0\.bias' is \(5,\), want \(6,\)"),
+        (
+            network(5, 8),
+            r"another network: parameter '0\.weight' is \(6, 3, 1, 1\) in the plan's network, \(5, 3, 1, 1\) here",
+        ),
         (
             nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)),
             "this plan is for another network: it has no parameter",
         ),
         (
             nn.Sequential(*network(6, 8), nn.BatchNorm2d(2)),
-            "this plan is for another network: it has parameter '5.bias'",
+            "this plan is for another network: it has parameter '5.weight'",
         ),
     ],
 )
@@ -98,11 +101,36 @@ def test_a_slim_network_is_another_network(net, made):
         slim(slim(traced(net), made), made)
 
 
-def test_a_coupling_with_frozen_names_goes_with_its_plan(net):
-    made = planned(net, frozen=["0"])
+@pytest.mark.parametrize("frozen", [["0"], ["0", "2.weight"], ["*.bias"]])
+def test_frozen_names_go_with_the_plan(net, frozen):
     graph = traced(net)
-    assert set(made.keep) == {"2.weight"}
-    with pytest.raises(PlanError, match=r"it has coupling group '0\.weight', which the plan's network has not"):
-        slim(graph, made)
-    result = slim(graph, made, couple(graph, frozen=["0"]))
-    assert result.parameter("0.weight").shape == (6, 3, 1, 1)
+    coupling = couple(graph, frozen=frozen)
+    scores = score(graph, coupling, "random", seed=7)
+    made = SlimPlan.from_json(plan(graph, coupling, scores, {"macs": "100%"}, round_to=1).to_json())
+    assert made.widths.keys() == {group.id for group in coupling.groups}
+    assert show(slim(graph, made)) == show(graph)
+    if coupling.groups:
+        assert "0.weight" not in made.widths
+        with pytest.raises(PlanError, match=r"it has coupling group '0\.weight', which the plan's network has not"):
+            slim(graph, made, couple(graph))
+
+
+def test_a_frozen_name_that_another_network_lacks(net):
+    made = planned(net, frozen=["0"])
+    other = nn.Sequential(nn.Identity(), *network(6, 8))
+    with pytest.raises(PlanError, match=r"this plan is for another network: it has no parameter '0\.weight'"):
+        slim(traced(other), made)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_type_memory_format_and_batch_do_not_matter(made, dtype):
+    other = network(6, 8).to(dtype).to(memory_format=torch.channels_last)
+    graph = trace(other, (torch.randn(5, 3, 4, 4, dtype=dtype).to(memory_format=torch.channels_last),))
+    kept = list(made.keep["0.weight"])
+    assert torch.equal(slim(graph, made).parameter("0.weight"), other[0].weight[kept])
+
+
+def test_a_network_in_training_mode(net, made):
+    graph = traced(nn.Sequential(*net))
+    graph.module.train()
+    assert slim(graph, made).module.training

@@ -109,9 +109,9 @@ def test_targets_are_met_with_the_multiple(
         )
 
     assert met(found.keep)
-    for group, kept in found.widths.items():
-        width = coupling.group(group).width
-        assert kept == width or kept % (round_to if width > round_to else 1) == 0
+    units = make_units(coupling, scores)
+    for group, size, step in zip(units.ids, units.sizes, units.steps(round_to), strict=True):
+        assert found.widths[group] == size or found.widths[group] % step == 0
 
 
 def test_bisection_equals_a_search_one_by_one() -> None:

@@ -46,6 +46,15 @@ def test_the_text_is_for_people_too(made: SlimPlan) -> None:
     assert '  "importance": "random",' in lines
     assert made.provenance["seed"] == 7
     assert made.provenance["torch"] == torch.__version__
+    assert made.provenance["class"] == "torch.nn.modules.container.Sequential"
+    assert '      "aten.relu(%0) : [N, 6, 4, 4]",' in lines
+
+
+def test_provenance_takes_more(made: SlimPlan) -> None:
+    noted = made.noting(model="net.py:make", arguments={"num_classes": 2})
+    assert noted.provenance == {**made.provenance, "model": "net.py:make", "arguments": {"num_classes": 2}}
+    assert SlimPlan.from_json(noted.to_json()) == noted
+    assert "model" not in made.provenance
 
 
 def test_is_a_value(made: SlimPlan) -> None:
@@ -69,7 +78,10 @@ def changed(made: SlimPlan, path: str, value: Any) -> str:
 @pytest.mark.parametrize(
     ("path", "value", "match"),
     [
-        ("version", 2, "plan: version: "),
+        ("version", 3, "plan: version: input should be 2"),
+        ("version", 1, "plan: version: 1 is of an earlier curlfx and does not describe .*; make the plan again"),
+        ("frozen", "0", "plan: frozen: "),
+        ("provenance", [], "plan: provenance: "),
         ("keep", ..., "plan: keep: field required"),
         ("keep/0.weight", [0, -1], r"plan: keep.0.weight.1: "),
         ("keep/0.weight", [0.5], r"plan: keep.0.weight.0: "),
@@ -86,6 +98,10 @@ def changed(made: SlimPlan, path: str, value: Any) -> str:
         ("speed", 3, "plan: speed: "),
         ("fingerprint/groups/0.weight", 7, "sha256 does not belong"),
         ("fingerprint/parameters/0.weight", [6, 3, 2, 2], "sha256 does not belong"),
+        ("fingerprint/ops", [], "plan: fingerprint: sha256 does not belong"),
+        ("fingerprint/ops", [1], "plan: fingerprint.ops.0: "),
+        ("fingerprint/inputs", ..., "plan: fingerprint.inputs: field required"),
+        ("fingerprint/batch", -1, "plan: fingerprint.batch: "),
     ],
 )
 def test_names_the_field_that_is_wrong(made: SlimPlan, path: str, value: Any, match: str) -> None:
@@ -112,8 +128,8 @@ def test_a_folder_that_is_not_there(made: SlimPlan, tmp_path: Path) -> None:
 def test_refuses_another_network(made: SlimPlan) -> None:
     made.check(*traced_and_coupled(6, 8))
     for widths, match in (
-        ((7, 8), r"parameter '0.bias' is \(7,\), want \(6,\)"),
-        ((6, 9), r"parameter '2.bias' is \(9,\)"),
+        ((7, 8), r"parameter '0.weight' is \(6, 3, 1, 1\) in the plan's network, \(7, 3, 1, 1\) here"),
+        ((6, 9), r"parameter '2.weight' is \(8, 6, 3, 3\) in the plan's network, \(9, 6, 3, 3\) here"),
     ):
         with pytest.raises(PlanError, match=f"this plan is for another network: {match}"):
             made.check(*traced_and_coupled(*widths))
@@ -121,5 +137,5 @@ def test_refuses_another_network(made: SlimPlan) -> None:
     with pytest.raises(PlanError, match=r"it has no coupling group '0\.weight'"):
         made.check(traced, couple(traced, frozen=["0"]))
     small = trace(nn.Conv2d(3, 4, 1), (torch.randn(2, 3, 4, 4),))
-    with pytest.raises(PlanError, match=r"it has no parameter '0\.bias'"):
+    with pytest.raises(PlanError, match=r"it has no parameter '0\.weight'"):
         made.check(small, couple(small))
