@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from curlfx.graph import trace as trace
     from curlfx.importance import Scores as Scores
     from curlfx.importance import score as score
+    from curlfx.inplace import slim_ as slim_
     from curlfx.planning import SlimPlan as SlimPlan
     from curlfx.planning import plan as plan
     from curlfx.planning.apply import slim as slim
@@ -58,6 +59,7 @@ EXPORTS: Mapping[str, str] = MappingProxyType(
         "score": "curlfx.importance",
         "show": "curlfx.graph",
         "slim": "curlfx.planning.apply",
+        "slim_": "curlfx.inplace",
         "trace": "curlfx.graph",
         "verify": "curlfx.run.verify",
     }
