@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import signal
 import statistics
 import sys
 import time
@@ -104,31 +105,34 @@ def measure_times(name: str, repeat: int, rival: str | None) -> Row:
 
 
 def in_own_process(options: argparse.Namespace, job: Callable[[], Row]) -> Row:
-    """Run a job in a fork of this process, with bounded time and memory."""
+    """Run a job in a fork of this process, with bounded CPU time and memory."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(options, job, sender))
     process.start()
     sender.close()
     try:
-        if receiver.poll(options.timeout):
+        if receiver.poll(20 * options.timeout):
             row: Row = receiver.recv()
             return row
-        return {"result": "given up", "note": f"no result after {options.timeout:.0f} s"}
+        return {"result": "given up", "note": f"no result after {20 * options.timeout:.0f} s of waiting"}
     except EOFError:
         process.join()
-        return {"result": "given up", "note": f"process ended with {process.exitcode}"}
+        if process.exitcode == -signal.SIGXCPU:
+            return {"result": "given up", "note": f"no result after {options.timeout:.0f} s of CPU time"}
+        return {"result": "crash", "note": f"process ended with {process.exitcode}"}
     finally:
         process.kill()
         process.join()
 
 
 def work(options: argparse.Namespace, job: Callable[[], Row], sender: Any) -> None:
-    """The forked process: limit the memory, do the job, send its row."""
+    """The forked process: limit memory and CPU time, do the job, send its row."""
     import torch
 
     limit = int(options.memory * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(options.timeout), resource.RLIM_INFINITY))
     torch.set_num_threads(1)
     with Path(os.devnull).open("w", encoding="utf-8") as nothing:
         stream = sys.stderr if options.verbose else nothing
@@ -255,7 +259,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", help="names of networks, separated by commas; --list shows them")
     parser.add_argument("--list", action="store_true", help="print the names of the networks")
     parser.add_argument("--repeat", type=int, default=5, help="rounds of timing (default 5)")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds per network and tool (default 300)")
+    parser.add_argument("--timeout", type=float, default=300, help="CPU seconds per network and tool (default 300)")
     parser.add_argument("--memory", type=float, default=12, help="GiB of address space per process (default 12)")
     parser.add_argument("--record", type=Path, help="append finished networks here, and do not measure them again")
     parser.add_argument("--out", type=Path, help="write the tables to this Markdown file too")
