@@ -52,6 +52,10 @@ class PlanError(UsageError):
     """A plan that was made for another network, or whose file is damaged."""
 
 
+class SavedError(UsageError):
+    """A saved network that is incomplete, damaged, unsafe to read, or of a version that cannot be read."""
+
+
 class TargetError(UsageError):
     """A target that means nothing: unknown quantity, no number, or out of range."""
 
@@ -87,6 +91,7 @@ __all__ = [
     "ModelError",
     "OutputError",
     "PlanError",
+    "SavedError",
     "TargetError",
     "TraceError",
     "UsageError",
