@@ -58,9 +58,14 @@ def _allow_cudnn(node: Node) -> None:
 
 def _module_of(node: Node, modules: dict[str, nn.Module]) -> tuple[str, nn.Module | None]:
     """The innermost module whose ``forward`` made a node, with its name."""
-    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
-    name = str(list(stack.values())[-1][0]).split("@")[0]  # "relu@1" is the second call of "relu"
+    name = module_name(node)
     return name, modules.get(name)
+
+
+def module_name(node: Node) -> str:
+    """Name of the innermost module whose ``forward`` made a node; "" for the model itself or where it is not known."""
+    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
+    return str(list(stack.values())[-1][0]).split("@")[0]  # "relu@1" is the second call of "relu"
 
 
 def _reads_mode(module: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from curlfx.errors import InvariantError, TraceError
+from curlfx.graph import fold
 from curlfx.graph.clean import clean
 from curlfx.graph.forward import Forward, check_reads, described_forward, replaced_forward
 from curlfx.graph.inline import inline
@@ -36,6 +37,7 @@ def trace(
     *,
     dynamic_batch: bool = True,
     forward: Forward | None = None,
+    fold_weights: bool = True,
 ) -> TracedModel:
     """Trace a network in inference mode into an FX graph in the ATen dialect that owns a copy of the weights.
 
@@ -47,6 +49,8 @@ def trace(
         forward: A function ``forward(model, *inputs)`` to trace in place of the model's own ``forward``, for a model
             whose own cannot be exported or does more than matters. Parameters keep their names; those that it does not
             read stay as they are, and a note names them.
+        fold_weights: Let weights that the network computes from its parameters alone (weight standardisation, weight
+            and spectral norm) be parameters of their own, so that channels can go; a note names them.
 
     Shapes: example inputs as the ``forward`` takes them, batch first.
     Raises: TraceError naming the line of the user's code that `torch.export` refuses, or saying that the model itself
@@ -59,10 +63,13 @@ def trace(
         if name in _RESERVED:
             raise TraceError(f"the model's '{name}' has the name of an attribute of torch.fx.GraphModule; rename it")
     if forward is None:
-        return _traced(model, inputs, dynamic_batch, model.modules())
-    with replaced_forward(model, forward) as called:
-        traced = _traced(model, inputs, dynamic_batch, called)
-    check_reads(model, {str(node.target) for node in traced.graph.find_nodes(op="get_attr")}, forward)
+        traced = _traced(model, inputs, dynamic_batch, model.modules())
+    else:
+        with replaced_forward(model, forward) as called:
+            traced = _traced(model, inputs, dynamic_batch, called)
+        check_reads(model, {str(node.target) for node in traced.graph.find_nodes(op="get_attr")}, forward)
+    if fold_weights:
+        fold.fold_weights(traced)
     return traced
 
 
