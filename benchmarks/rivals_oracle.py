@@ -81,7 +81,7 @@ def kept_positions(intact: Tensor, narrow: Tensor) -> tuple[Tensor, ...]:
 def _found(line: Tensor, wanted: Tensor) -> Tensor:
     """Position in the line of every wanted value."""
     ordered, order = line.sort()
-    places = torch.searchsorted(ordered, wanted).clamp(max=len(line) - 1)
+    places = torch.searchsorted(ordered, wanted.contiguous()).clamp(max=len(line) - 1)
     if not torch.equal(ordered[places], wanted):
         raise UnidentifiedError("values that the intact tensor does not have")
     return order[places]
