@@ -6,6 +6,7 @@ from curlfx.deploy.export import export_onnx
 from curlfx.deploy.model_file import OnnxFile, check_onnx
 from curlfx.deploy.parity import ParityReport, parity
 from curlfx.deploy.prepare import prepare
+from curlfx.deploy.program import load_program, save_program
 from curlfx.deploy.statistics import Latency, Speedup
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "check_onnx",
     "environment",
     "export_onnx",
+    "load_program",
     "parity",
     "prepare",
+    "save_program",
 ]
