@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from curlfx.coupling import Coupling as Coupling
     from curlfx.coupling import couple as couple
+    from curlfx.coupling import explain as explain
     from curlfx.deploy import bench as bench
     from curlfx.deploy import export_onnx as export_onnx
     from curlfx.errors import CurlfxError as CurlfxError
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from curlfx.planning.apply import slim as slim
     from curlfx.recovery import evaluate as evaluate
     from curlfx.recovery import recover as recover
+    from curlfx.report.drawing import draw as draw
     from curlfx.run.runner import run as run
+    from curlfx.run.saved import load as load
+    from curlfx.run.saved import save as save
     from curlfx.run.verify import VerifyReport as VerifyReport
     from curlfx.run.verify import verify as verify
     from curlfx.sources import detection_forward as detection_forward
@@ -47,15 +51,19 @@ EXPORTS: Mapping[str, str] = MappingProxyType(
         "VerifyReport": "curlfx.run.verify",
         "bench": "curlfx.deploy",
         "couple": "curlfx.coupling",
+        "draw": "curlfx.report.drawing",
         "detection_forward": "curlfx.sources",
         "evaluate": "curlfx.recovery",
+        "explain": "curlfx.coupling",
         "export_onnx": "curlfx.deploy",
+        "load": "curlfx.run.saved",
         "load_data": "curlfx.sources",
         "load_model": "curlfx.sources",
         "load_weights": "curlfx.sources",
         "plan": "curlfx.planning",
         "recover": "curlfx.recovery",
         "run": "curlfx",  # the package curlfx.run, which can be called
+        "save": "curlfx.run.saved",
         "score": "curlfx.importance",
         "show": "curlfx.graph",
         "slim": "curlfx.planning.apply",

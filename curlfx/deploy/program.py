@@ -38,13 +38,14 @@ _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 
 def save_program(traced: TracedModel, path: Path) -> None:
-    """Write a network to ``path``, whole or not at all; as it is in eval mode, on the CPU.
+    """Write a network to ``path``, whole or not at all; as it is in eval mode, on the CPU, its tensors contiguous.
 
     Raises: ModelError when `torch.export` refuses the graph; SavedError for example inputs that are no tensors, numbers
         and containers of them; OutputError.
     """
     network = copy.deepcopy(traced).to("cpu")
     network.module.eval()
+    network.set_parameters({name: t.contiguous() for name, t in network.tensors().items() if not t.is_contiguous()})
     notes = {
         "format": FORMAT,
         "torch": str(torch.__version__),

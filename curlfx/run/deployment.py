@@ -11,19 +11,26 @@ from curlfx.deploy import bench as measure
 from curlfx.graph.traced import TracedModel
 from curlfx.run.config import ExportConfig
 from curlfx.run.job import Job
-from curlfx.run.verify import OTHER_BATCH, torch_vs_onnx
+from curlfx.run.saved import PROGRAM, load, write_graph
+from curlfx.run.verify import OTHER_BATCH, VerifyReport, graph_vs_slim, torch_vs_onnx
 
 Result = dict[str, Any]
 FILES = {"dense": "dense.onnx", "slim": "slim.onnx"}
 
 
 def export(job: Job) -> Result:
-    """Write both networks as ONNX, BatchNorm folded and denormal weights zeroed."""
+    """Write both networks as ONNX, BatchNorm folded and denormal weights zeroed, and the slim one as torch's own graph.
+
+    Raises: VerificationError when the saved graph computes anything else than the network.
+    """
     found: Result = {}
     for name, network in (("dense", job.traced), ("slim", job.slim)):
         file = write_onnx(network, job.file(FILES[name]), job.config.export)
         found[name] = {"size_bytes": file.size_bytes, "opset": file.opset, "operators": file.operators}
-    return found
+    write_graph(job.slim, job.directory.path, job.config.model, job.subject.data.num_classes)
+    check = graph_vs_slim(job.slim, load(job.directory.path, graph=True))
+    VerifyReport((check,)).require()
+    return {**found, "graph": {"size_bytes": job.file(PROGRAM).stat().st_size, "check": asdict(check)}}
 
 
 def write_onnx(network: TracedModel, path: Path, config: ExportConfig) -> OnnxFile:

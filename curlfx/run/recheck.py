@@ -6,19 +6,24 @@ from pathlib import Path
 
 from curlfx.errors import OutputError
 from curlfx.run.deployment import FILES
-from curlfx.run.directory import RunDirectory
+from curlfx.run.directory import STATE, RunDirectory
 from curlfx.run.job import Job
+from curlfx.run.saved import MANIFEST, load
 from curlfx.run.settings import make_config
 from curlfx.run.subject import load_subject
-from curlfx.run.verify import OTHER_BATCH, VerifyReport, verify
+from curlfx.run.verify import OTHER_BATCH, VerifyReport, graph_vs_slim, verify
 
 
 def recheck(folder: Path) -> VerifyReport:
-    """Load the network, plan, weights and ONNX files of a run again, and compare them. Nothing is written.
+    """Load the network, plan, weights, ONNX files and graph of a run again, and compare them. Nothing is written.
+
+    Of a folder that `curlfx.save` wrote, the network from its factory is compared with the saved graph.
 
     Raises: OutputError when the folder is no run directory, or its run has not come to the export yet; UsageError when
-        the network or the data of the run can no longer be loaded.
+        the network or the data of the run can no longer be loaded, or a file is not the one that was saved.
     """
+    if not (folder / STATE).is_file() and (folder / MANIFEST).is_file():
+        return _recheck_saved(folder)
     directory, settings = RunDirectory.reopen(folder)
     with directory:
         if "export" not in directory.done:
@@ -29,4 +34,9 @@ def recheck(folder: Path) -> VerifyReport:
         job = Job(config, load_subject(config), directory, None, lambda _: None)
         files = {name: job.file(file) for name, file in FILES.items()}
         images = job.test_images(OTHER_BATCH)
-        return verify(job.traced, job.plan, images, coupling=job.coupling, slim=job.slim, files=files)
+        found = verify(job.traced, job.plan, images, coupling=job.coupling, slim=job.slim, files=files)
+        return VerifyReport((*found.checks, graph_vs_slim(job.slim, load(folder, graph=True))))
+
+
+def _recheck_saved(folder: Path) -> VerifyReport:
+    return VerifyReport((graph_vs_slim(load(folder), load(folder, graph=True)),))

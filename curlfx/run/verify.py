@@ -23,6 +23,8 @@ from curlfx.planning import SlimPlan
 
 GATED = "gated vs slim, float64"
 GATED_BOUND = 1e-9
+GRAPH = "saved graph vs torch"
+GRAPH_BOUND = 1e-5  # 0 where both lay their weights out alike
 OTHER_BATCH = 3
 
 
@@ -108,6 +110,13 @@ def torch_vs_onnx(name: str, network: TracedModel, path: Path, images: Tensor) -
         Check(f"torch vs onnx, {name}, {one.output}, batch {one.batch}", one.relative, found.tolerance)
         for one in found.deviations
     ]
+
+
+def graph_vs_slim(network: TracedModel, graph: TracedModel) -> Check:
+    """How far a saved graph is from the network, on its example inputs; both run the same ops on the same weights."""
+    with torch.inference_mode():
+        wanted, found = (one.module.eval()(*network.example_inputs) for one in (network, graph))
+    return Check(GRAPH, _worst(wanted, found), GRAPH_BOUND)
 
 
 def gated_vs_slim(

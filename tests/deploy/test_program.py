@@ -108,6 +108,15 @@ def test_fixtures_come_back(name: str, tmp_path: Path) -> None:
     assert_same(there_and_back(network, tmp_path), network)
 
 
+def test_is_laid_out_plainly(tmp_path: Path) -> None:
+    network = traced()
+    network.module.to(memory_format=torch.channels_last)
+    found = there_and_back(network, tmp_path)
+    assert found.parameter("conv.weight").is_contiguous()
+    assert not network.parameter("conv.weight").is_contiguous()
+    assert torch.equal(found.parameter("conv.weight"), network.parameter("conv.weight"))
+
+
 def test_a_fixed_batch_stays_fixed(tmp_path: Path) -> None:
     network = trace(nn.Linear(3, 2), (torch.randn(4, 3),), dynamic_batch=False)
     found = there_and_back(network, tmp_path)

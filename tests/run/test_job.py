@@ -34,6 +34,8 @@ FILES = {
     "config.yaml",
     "plan.json",
     "slim.safetensors",
+    "slim.pt2",
+    "network.json",
     "dense.onnx",
     "slim.onnx",
     "summary.json",
