@@ -26,8 +26,8 @@ CANNOT: dict[str, str] = {
     "frozen by the user": "asked for by the user",
     "no layer computes these channels": "inputs and tables are data, not channels of a layer",
     "a whole tensor hangs on this one channel": "nothing would be left",
-    "softmax runs over these channels": "a distribution over channels (cross-covariance heads): others would change",
-    "convolved along this axis": "a convolution along the channel axis (ECA): neighbours are read by position",
+    "softmax": "a distribution over channels (cross-covariance heads): the others would change",
+    "a convolution runs along the channels": "neighbouring channels are read by position (ECA)",
 }
 """Part of a freeze's reason to why such a channel cannot go; all other reasons count as gaps."""
 

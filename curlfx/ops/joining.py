@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from curlfx.labels.arrays import Arrays, along, compress, empty_like_axis, flat, support
+from curlfx.labels.arrays import Arrays, align, along, compress, empty_like_axis, flat, support
 from curlfx.ops.call import OpCall
 from curlfx.ops.meet import Operand, meet
 
@@ -24,6 +24,36 @@ def cat(call: OpCall) -> Arrays:
 def hstack(call: OpCall) -> Arrays:
     """Labels of ``aten.hstack``: as cat along axis 1 (0 for vectors)."""
     return _cat(call, min(1, len(call.out_shape) - 1))
+
+
+def vstack(call: OpCall) -> Arrays:
+    """Labels of ``aten.vstack``: as cat along axis 0; vectors, which become rows, stay."""
+    return _stacked(call, 0, 2)
+
+
+def dstack(call: OpCall) -> Arrays:
+    """Labels of ``aten.dstack``: as cat along axis 2; vectors and matrices, which get that axis first, stay."""
+    return _stacked(call, 2, 3)
+
+
+def column_stack(call: OpCall) -> Arrays:
+    """Labels of ``aten.column_stack``: as cat along axis 1; vectors, which become columns, stay."""
+    return _stacked(call, 1, 2)
+
+
+def _stacked(call: OpCall, axis: int, least: int) -> Arrays:
+    tensors: Sequence[Node] = call.arg("tensors")
+    if any(len(call.shape(tensor)) < least for tensor in tensors):
+        for tensor in tensors:
+            call.freeze(call.arrays(tensor), f"stacked along an axis that not all tensors have ({call.node.target!s})")
+        return ()
+    return _cat(call, axis)
+
+
+def broadcast(call: OpCall) -> list[Arrays]:
+    """Labels of ``aten.broadcast_tensors``: each tensor keeps its own, laid out for the common shape."""
+    ndim = len(call.out_shape)
+    return [tuple(align(array, ndim) for array in call.arrays(tensor)) for tensor in call.tensors()]
 
 
 def _cat(call: OpCall, axis: int) -> Arrays:

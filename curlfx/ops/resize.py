@@ -168,7 +168,25 @@ def picked(call: Resizing) -> None:
 
 def parts(call: Resizing) -> None:
     """split, chunk, tensor_split: parts get explicit, possibly uneven sizes."""
-    axis = call.axis()
+    _split(call, call.axis())
+
+
+def hsplit(call: Resizing) -> None:
+    """hsplit: as split along axis 1, or 0 of a vector."""
+    _split(call, min(1, len(call.old(call.source())) - 1))
+
+
+def vsplit(call: Resizing) -> None:
+    """vsplit: as split along axis 0."""
+    _split(call, 0)
+
+
+def dsplit(call: Resizing) -> None:
+    """dsplit: as split along axis 2."""
+    _split(call, 2)
+
+
+def _split(call: Resizing, axis: int) -> None:
     if call.new(call.source())[axis] == call.old(call.source())[axis]:
         return
     sizes = [shape[axis] for shape in call.parts]
@@ -272,6 +290,7 @@ RESIZE: Mapping[str, Callable[[Resizing], None]] = {
     "squeeze_": squeezed,
     "slice": bounds,
     "narrow": narrowed,
+    "narrow_copy": narrowed,
     "select": picked,
     "split": parts,
     "split_with_sizes": parts,
@@ -280,6 +299,9 @@ RESIZE: Mapping[str, Callable[[Resizing], None]] = {
     "unsafe_split_with_sizes": parts,
     "unsafe_chunk": parts,
     "tensor_split": parts,
+    "hsplit": hsplit,
+    "vsplit": vsplit,
+    "dsplit": dsplit,
     "pad": padded,
     "constant_pad_nd": padded,
     "index": indexed,

@@ -29,6 +29,14 @@ CASES = {
     "cat": (joined(lambda a, b: torch.cat([a, b], 1), 5, 13), SIDE_BY_SIDE),
     "cat_counted_from_the_end": (joined(lambda a, b: torch.cat([a, b], -3), 5, 13), SIDE_BY_SIDE),
     "hstack": (joined(lambda a, b: torch.hstack([a, b]), 5, 13), SIDE_BY_SIDE),
+    "vstack": (joined(lambda a, b: torch.vstack([a, b]), 8, 8), TIED),
+    "dstack": (joined(lambda a, b: torch.dstack([a, b]), 8, 8), TIED),
+    "column_stack": (joined(lambda a, b: torch.column_stack([a, b]), 5, 13), SIDE_BY_SIDE),
+    "dstack_of_matrices": (
+        tokens(lambda m, y: torch.dstack([y[0], y[1]]).sum(-1)[None]),
+        frozen("stacked along an axis that not all tensors have (aten.dstack.default)"),
+    ),
+    "broadcast": (between(lambda m, y: torch.add(*torch.broadcast_tensors(y, m.q)), q=weight(8, 1, 1)), None),
     "cat_in_space": (joined(lambda a, b: torch.cat([a, b], 2), 8, 8), TIED),
     "cat_in_the_batch": (joined(lambda a, b: torch.cat([a, b]), 8, 8), TIED),
     "cat_twice_the_same": (between(lambda m, y: torch.cat([y, -y], 1), outputs=16), PASSES),
@@ -63,6 +71,13 @@ CASES = {
     ),
     "stack_and_sum": (joined(lambda a, b: torch.stack([a, b], 1).sum(1), 8, 8), TIED),
     "stack_and_interleave": (joined(lambda a, b: torch.stack([a, b], 2).flatten(1, 2), 8, 16), TIED),
+    "hsplit": (between(lambda m, y: torch.cat(y.hsplit((3,))[::-1], 1)), [*passes(3), *passes(5)]),
+    "hsplit_evenly": (between(lambda m, y: torch.cat(y.hsplit(2)[::-1], 1)), [*passes(4), *passes(4)]),
+    "vsplit": (between(lambda m, y: torch.cat(y.transpose(0, 1).vsplit(2)[::-1]).transpose(0, 1)), [*passes(4)] * 2),
+    "dsplit_of_tokens": (tokens(lambda m, y: torch.cat(y.dsplit(2)[::-1], 2)), [*passes(4), *passes(4)]),
+    "dsplit_of_space": (between(lambda m, y: torch.cat(y.dsplit(2)[::-1], 2)), PASSES),
+    "rotated_space": (between(lambda m, y: y.rot90(1, (2, 3))), PASSES),
+    "rotated_twice": (between(lambda m, y: y.rot90(2, (1, 2))), PASSES),
     "pad_channels": (between(lambda m, y: functional.pad(y, (0, 0, 0, 0, 1, 2)), outputs=11), PASSES),
     "pad_channels_and_add": (
         joined(lambda a, b: functional.pad(a, (0, 0, 0, 0, 1, 2)) + b, 11, 11),
@@ -93,7 +108,8 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_rule(name):
-    check(*CASES[name])
+    net, want = CASES[name]
+    check(net, ["8: q[0] a.weight[0] h.weight[1]"] if want is None else want)
 
 
 def test_softmax_over_branches():

@@ -29,10 +29,10 @@ def test_every_entry_is_an_op(table):
         (aten.relu6_.default, pointwise.pointwise),  # in place, by its name
         (aten.threshold_.default, pointwise.pointwise),  # in place, by the tag of its twin
         (aten.squeeze_.dim, movement.reshaped),
-        (aten.max.dim, reduction.reduced_pair),  # by overload
-        (aten.max.default, reduction.reduced),
+        (aten.max.dim, reduction.extremum),  # by overload
+        (aten.max.default, reduction.statistic),
         (aten.max.other, pointwise.pointwise),
-        (aten.fft_rfft2.default, None),
+        (aten.linalg_svd.default, None),
         (aten.sym_size.int, None),
         (torch.ops.quantized.add.default, None),  # another namespace
         (getattr, None),
