@@ -89,13 +89,17 @@ class Chains:
 
     Args:
         store: The labelling's record.
-        nodes: FX nodes by name, for source lines.
+        nodes: FX nodes by name, in the order of the graph.
+
+    Attributes:
+        links: Pairs of labels that go together, in order of the walk.
+        nodes: As given.
     """
 
     def __init__(self, store: LabelStore, nodes: Mapping[str, Node]) -> None:
         self.links = _links(store)
         self._size = store.size
-        self._nodes = nodes
+        self.nodes = nodes
         self._origins = store.origins
         self._starts = np.array([origin.start for origin in store.origins], np.int64)
         self._pins = _pins(store)
@@ -111,7 +115,7 @@ class Chains:
 
     def source(self, node: str) -> tuple[str, str]:
         """What a node computes and the user's line; "" for what is unknown."""
-        found = self._nodes.get(node)
+        found = self.nodes.get(node)
         return ("", "") if found is None else (str(found.target), where(found))
 
     def between(self, a: Ints, b: Ints, kinds: Sequence[str] = (TIES,)) -> list[Step] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from curlfx.coupling.network import site_of
 
 UNMADE = "no layer computes these channels"
 """Why channels stay that nothing pins: tables and constants are data, not channels of a layer."""
+
+
+Role = Literal["makes", "reads", "has"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Pin:
         op: What it computes.
         where: The user's line, "" when unknown.
         path: Ties from the site to what is pinned there; empty where it is the site itself.
-        others: The same channels are pinned by these too: ``reason (node)``.
+        others: Other reasons why they stay, each with its first node: ``reason (node)``.
     """
 
     width: int
@@ -43,20 +47,18 @@ class Place:
 
     Attributes:
         site: ``name[axis]``.
-        made: Whether a layer computes its channels here (rows of its weight), rather than reads or carries them.
-        groups: How many of its channels are in which group, in order of the groups.
-        stays: How many are in none.
+        role: A layer ``makes`` channels with the rows of its weight and ``reads`` them with the columns; others, such as
+            a normalisation, ``has`` them.
+        width: Number of channels; those that are tied to each other (queries and keys) count one by one.
+        groups: How many coupled channels of which group it has, in order of the groups.
+        stays: How many of its channels are in none.
     """
 
     site: str
-    made: bool
+    role: Role
+    width: int
     groups: dict[GroupId, int]
     stays: int
-
-    @property
-    def width(self) -> int:
-        """Number of channels."""
-        return sum(self.groups.values()) + self.stays
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def explain(coupling: Coupling, name: str) -> tuple[Explanation, ...]:
     if found != name:
         parameter = found.rpartition("[")[0]
         axes = [site for site in known if site.rpartition("[")[0] == parameter]
-        names = [site for site in axes if known[site].made or known[site].groups] or axes
+        names = [site for site in axes if known[site].role == "makes" or known[site].groups] or axes
     return tuple(Explanation(known[site], _pins(coupling, site)) for site in names)
 
 
@@ -92,11 +94,13 @@ def places(coupling: Coupling) -> dict[str, Place]:
     group_of = np.zeros(coupling.total + 1, np.int64)
     for number, group in enumerate(coupling.groups):
         group_of[group.channels] = number
+    makers = {site.rpartition("[")[0] for site, made in coupling.graph.nodes(data="made") if made}
     found = {}
     for site, data in coupling.graph.nodes(data=True):
         numbers, counts = np.unique(group_of[data["channels"]], return_counts=True)
         groups = {coupling.groups[n].id: c for n, c in zip(numbers.tolist(), counts.tolist(), strict=True)}
-        found[site] = Place(site, bool(data["made"]), groups, int(data["stays"].size))
+        role: Role = "makes" if data["made"] else "reads" if site.rpartition("[")[0] in makers else "has"
+        found[site] = Place(site, role, data["width"], groups, int(data["stays"].size))
     return found
 
 
@@ -114,17 +118,9 @@ def _pins(coupling: Coupling, site: str) -> tuple[Pin, ...]:
 
 def _pin(chains: Chains, labels: Ints, pins: list[Pinned]) -> Pin:
     first, *more = pins
-    path = next(
-        (
-            way
-            for reach in range(1, len(KINDS) + 1)
-            if (way := chains.between(labels, first.labels, KINDS[:reach])) is not None
-        ),
-        [],
-    )
-    others = dict.fromkeys(
-        f"{pin.reason} ({pin.node})" if pin.node else pin.reason
-        for pin in more
-        if (pin.reason, pin.node) != (first.reason, first.node)
-    )
-    return Pin(int(labels.size), first.reason, first.node, *chains.source(first.node), tuple(path), tuple(others))
+    ways = (chains.between(labels, first.labels, KINDS[:reach]) for reach in range(1, len(KINDS) + 1))
+    path = next((way for way in ways if way is not None), [])
+    others = {pin.reason: f"{pin.reason} ({pin.node})" if pin.node else pin.reason for pin in reversed(more)}
+    others.pop(first.reason, None)
+    texts = tuple(reversed(others.values()))
+    return Pin(int(labels.size), first.reason, first.node, *chains.source(first.node), tuple(path), texts)

@@ -25,17 +25,17 @@ def network(labelling: Labelling, channel_of: Ints, places: Mapping[str, Node]) 
         places: FX nodes by name, for source lines.
 
     Returns:
-        Nodes with ``channels`` (their channel numbers), ``free`` and ``stays`` (raw labels that may go, and that
-        stay), ``site`` (a parameter's axis, or a join) and ``made`` (a layer computes these channels); edges with
-        ``node``, ``op``, ``where``, ``kind`` (one of `curlfx.coupling.chains.KINDS`) and ``channels``. The graph itself
-        has ``chains``.
+        Nodes with ``width`` (how many channels), ``channels`` (their numbers), ``free`` and ``stays`` (raw labels that
+        may go, and that stay), ``site`` (a parameter's axis, or a join) and ``made`` (a layer computes these channels);
+        edges with ``node``, ``op``, ``where``, ``kind`` (one of `curlfx.coupling.chains.KINDS`), ``channels`` and
+        ``stays`` (how many pairs stay). The graph itself has ``chains`` and ``channel_of``.
     """
     store = labelling.store
     chains = Chains(store, places)
     made = np.zeros(store.size, dtype=bool)
     for produced in store.producers:
         made[produced.numpy()] = True
-    graph: nx.MultiGraph[str] = nx.MultiGraph(chains=chains)
+    graph: nx.MultiGraph[str] = nx.MultiGraph(chains=chains, channel_of=channel_of)
     for origin in store.origins:
         labels = np.arange(origin.start, origin.start + origin.size)
         graph.add_node(title(origin), site=origin.parameter, made=bool(made[labels].all()))
@@ -91,7 +91,10 @@ def _describe(graph: nx.MultiGraph[str], name: str, own: Ints, shown: Ints, chan
     """Note what a node's labels stand for: ``own`` ones are linked, ``shown`` ones ``(n,)`` say which channels."""
     free = channel_of[shown] > 0
     graph.nodes[name].update(
-        channels=_numbers(channel_of[shown]), free=np.unique(own[free]), stays=np.unique(shown[~free])
+        width=int(np.unique(shown).size),
+        channels=_numbers(channel_of[shown]),
+        free=np.unique(own[free]),
+        stays=np.unique(shown[~free]),
     )
 
 
@@ -104,7 +107,8 @@ def _add_edges(graph: nx.MultiGraph[str], link: Link, chains: Chains, channel_of
         mine = index == number
         channels = _numbers(channel_of[np.concatenate((link.a[mine], link.b[mine]))])
         if pairs[0, number] != pairs[1, number]:
-            graph.add_edge(*ends, node=link.node, op=op, where=place, kind=link.kind, channels=channels)
+            stays = int((channel_of[link.b[mine]] == 0).sum())
+            graph.add_edge(*ends, node=link.node, op=op, where=place, kind=link.kind, channels=channels, stays=stays)
 
 
 def _numbers(channels: Ints) -> Ints:

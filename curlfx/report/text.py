@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+_NUMBER = re.compile(r"\d+")
 
 
 def headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -60,3 +63,39 @@ def columns(rows: Sequence[Sequence[str]], *, text: Sequence[int] = (0,)) -> lis
             "  ".join(cell.ljust(width) if at in text else cell.rjust(width) for at, cell, width in cells).rstrip()
         )
     return lines
+
+
+def folded(names: Iterable[str]) -> list[str]:
+    """Names that differ in their numbers only as one, like ``layers.{0-11}.fc.weight[0]``; in order of the first.
+
+    Where several numbers vary, and not in all combinations, the count stands behind it.
+    """
+    alike: dict[str, list[tuple[int, ...]]] = {}
+    for name in names:
+        name, bracket, axis = name.partition("[")
+        key = _NUMBER.sub("\0", name) + bracket + axis
+        alike.setdefault(key, []).append(tuple(int(number) for number in _NUMBER.findall(name)))
+    return [_fold(key, numbers) for key, numbers in alike.items()]
+
+
+def _fold(key: str, numbers: Sequence[tuple[int, ...]]) -> str:
+    variants = [sorted(set(column)) for column in zip(*numbers, strict=True)]
+    for values in variants:
+        key = key.replace("\0", _ranges(values), 1)
+    combinations = 1
+    for values in variants:
+        combinations *= len(values)
+    return key if combinations == len(numbers) else f"{key} ({len(numbers)} of these)"
+
+
+def _ranges(values: Sequence[int]) -> str:
+    """``3`` for one value, ``{0-2,5}`` for several."""
+    if len(values) == 1:
+        return str(values[0])
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return "{" + ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) + "}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,13 +31,16 @@ JOB = (
 def test_inspect(program: Program) -> None:
     done = program("inspect", *TINY)
     assert done.code == 0
-    assert done.out.splitlines()[1:5] == [
-        "2 coupling groups, 32 channels",
-        "group         width  members  blocks  MACs/channel  params/channel",
+    assert done.out.splitlines()[1:] == [
+        "2 coupling groups, 32 channels, 76.2% of what layers compute",
+        "group         width  members  blocks  MACs/channel  params/channel  notes",
         "stem.weight      16        9                  19 k             310",
         "inner.weight     16        3                18.4 k             289",
+        "",
+        "frozen: 10 channels of 1 layers",
+        "reason                    channels  layers  (first) node  where",
+        "an output of the network        10       1  output        head.weight[0]",
     ]
-    assert "head.weight[0]     10  an output of the network  output" in done.out
 
 
 def test_inspect_as_json(program: Program) -> None:
@@ -45,6 +49,40 @@ def test_inspect_as_json(program: Program) -> None:
     assert found["groups"][0]["members"][:3] == ["inner.weight[0]", "inner.bias[0]", "outer.weight[1]"]
     assert found["frozen"][0]["reason"] == "frozen by the user (stem)"
     assert found["macs"] == 64 * 9 * (16 + 2 * 256) + 160
+    assert found["free_share"] == pytest.approx(16 / (16 + found["frozen_channels"]))
+    assert found["unsupported"] == []
+
+
+UNKNOWN = """
+import torch
+
+class Unknown(torch.nn.Sequential):
+    def forward(self, x):
+        x = self[0](x)
+        return self[1](torch.linalg.matrix_exp(x))
+
+def network():
+    return Unknown(torch.nn.Conv2d(1, 4, 1), torch.nn.Conv2d(4, 2, 1))
+"""
+
+
+def test_inspect_names_ops_without_a_rule(program: Program) -> None:
+    Path("net.py").write_text(UNKNOWN)
+    done = program("inspect", "net.py:network", "--shape", "1,8,8")
+    assert done.code == 0
+    assert re.search(r"aten\.linalg_matrix_exp\.default +linalg_matrix_exp +elsewhere/net\.py:7", done.out)
+    assert re.search(
+        r"no rule for aten\.linalg_matrix_exp\.default +4 +1 +linalg_matrix_exp .*0\.weight\[0\]", done.out
+    )
+
+
+def test_inspect_draws(program: Program) -> None:
+    done = program("inspect", *TINY, "--drawing", "net.svg")
+    assert done.out.splitlines()[-1] == "net.svg"
+    assert Path("net.svg").read_text().startswith("<svg")
+    refused = program("inspect", *TINY, "--drawing", "missing/net.svg")
+    assert refused.code == 2
+    assert "missing" in refused.err
 
 
 def test_explain_names_the_line(program: Program) -> None:
@@ -52,6 +90,22 @@ def test_explain_names_the_line(program: Program) -> None:
     assert done.code == 0
     assert "add" in done.out
     assert "tiny_networks.py:" in done.out
+    steps = json.loads(program("explain", *TINY, "stem", "outer", "--json").out)
+    assert [(step["a"], step["b"]) for step in steps] == [("stem.weight[0]", "outer.weight[0]")]
+
+
+def test_explain_one_layer(program: Program) -> None:
+    done = program("explain", *TINY, "outer", "--ignore", "stem")
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert lines[0] == "outer.weight[0]: makes 16 channels"
+    assert lines[1].startswith("  16 stay: frozen by the user (stem)  (at stem_weight")
+    assert lines[2].startswith("    tied to stem.weight[0]  by add  run/tiny_networks.py:")
+    assert lines[lines.index("") + 1] == "outer.weight[1]: reads 16 channels"
+    assert lines[-3].startswith("  16 in group inner.weight: width 16, one channel is 18.4 k MACs, 289 parameters")
+    assert lines[-2:] == ["    with inner.weight[0]", "    with inner.bias[0]"]
+    made = json.loads(program("explain", *TINY, "outer.weight[0]", "--ignore", "stem", "--json").out)
+    assert [(pin["width"], pin["reason"]) for pin in made[0]["frozen"]] == [(16, "frozen by the user (stem)")]
 
 
 def test_from_scores_to_a_verified_file(program: Program) -> None:

@@ -21,7 +21,7 @@ def coupled(name: str) -> Coupling:
 
 
 class Residual(nn.Module):
-    """A stream whose last tensor is sorted over channels: the pin is two additions away from the stem."""
+    """A stem to which two layers are added, one after the other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,44 +32,46 @@ class Residual(nn.Module):
         x = self.stem(x)
         x = x + self.a(x)
         x = x + self.b(x)
-        return self.head(self.inner(x)), torch.sort(x, dim=1)[0]
+        return self.head(self.inner(x))
 
 
 @cache
-def pinned() -> Coupling:
-    return couple(trace(Residual().eval(), (torch.randn(2, 3, 4, 4),)))
+def pinned(*frozen: str) -> Coupling:
+    return couple(trace(Residual().eval(), (torch.randn(2, 3, 4, 4),)), frozen=frozen)
 
 
 def test_the_way_to_what_pins_a_layer():
-    """The stem is not sorted; it is added to what is added to what is sorted."""
-    (found,) = explain(pinned(), "b.weight[0]")
+    """The second layer is added to the stem, and so is the first, which is frozen."""
+    (found,) = explain(pinned("a"), "b.weight[0]")
     assert found.place.groups == {}
     (pin,) = found.pins
-    assert (pin.width, pin.reason, pin.node) == (6, "no rule for aten.sort.default", "sort")
-    assert re.fullmatch(r"coupling/test_explain\.py:\d+", pin.where)
-    assert [(step.a, step.b, step.node) for step in pin.path] == [("b.weight[0]", "stem.weight[0]", "add_1")]
+    assert (pin.width, pin.reason, pin.node, pin.others) == (6, "frozen by the user (a)", "a_weight", ())
+    assert [(step.a, step.b, step.node) for step in pin.path] == [
+        ("b.weight[0]", "stem.weight[0]", "add_1"),
+        ("stem.weight[0]", "a.weight[0]", "add"),
+    ]
+    assert all(re.fullmatch(r"coupling/test_explain\.py:\d+", step.where) for step in pin.path)
 
 
 def test_every_axis_along_which_channels_run():
     made, read = explain(pinned(), "head")
-    assert (made.place.site, made.place.made, made.place.width) == ("head.weight[0]", True, 2)
+    assert (made.place.site, made.place.role, made.place.width) == ("head.weight[0]", "makes", 2)
     assert [(pin.reason, pin.path) for pin in made.pins] == [("an output of the network", ())]
-    assert (read.place.site, read.place.made, read.place.groups) == ("head.weight[1]", False, {"inner.weight": 8})
+    assert (read.place.site, read.place.role, read.place.groups) == ("head.weight[1]", "reads", {"inner.weight": 8})
     assert read.pins == ()
 
 
 def test_all_reasons_are_named():
-    coupling = couple(trace(Residual().eval(), (torch.randn(2, 3, 4, 4),)), frozen=["a"])
-    (found,) = explain(coupling, "stem.weight[0]")
+    (found,) = explain(pinned("a", "b"), "stem.weight[0]")
     (pin,) = found.pins
-    assert pin.reason == "no rule for aten.sort.default"
-    assert any(other.startswith("frozen by the user (a)") for other in pin.others)
+    assert pin.reason == "frozen by the user (a)"
+    assert pin.others == ("frozen by the user (b) (b_weight)",)
 
 
 def test_data_that_no_layer_computes():
     (found,) = explain(coupled("option_a"), "pad (channels made here)")
-    assert not found.place.made
-    assert found.place.width == sum(found.place.groups.values()) + found.place.stays
+    assert found.place.role == "has"
+    assert found.place.width == sum(found.place.groups.values()) + found.place.stays == 2
 
 
 @pytest.mark.parametrize("name", ["basic_downsample", "inception", "grouped_conv", "option_a"])
