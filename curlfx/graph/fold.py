@@ -84,7 +84,9 @@ def fold_weights(traced: TracedModel) -> bool:
     folds = []
     for point, readings in _points(_readings(origins, alike)).items():
         trains = any(traced.parameter(name).requires_grad for name in origins[point].parameters)
-        folds.append(_Fold(point, readings, constants(point).detach().clone(), trains))
+        folds.append(
+            _Fold(point, readings, constants(point).detach().clone(memory_format=torch.contiguous_format), trains)
+        )
     if not folds:
         return False
     before = {id(traced.parameter(str(leaf.target))) for fold in folds for leaf in _leaves(fold.point)}

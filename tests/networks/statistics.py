@@ -1,11 +1,12 @@
-"""Fixture networks that take means, variances and maxima over their channels, written by hand or without weights."""
+"""Fixture networks that take statistics over their channels, or over the weights that make them."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations
 
 from tests.networks.case import Case
-from tests.networks.chains import conv_bn
+from tests.networks.chains import chain, conv_bn
 from tests.networks.joins import Classifier
 
 
@@ -139,6 +140,73 @@ class Watched(nn.Module):
         return self.fc(self.second(x).mean((2, 3))), activity
 
 
+class StandardisedConv(nn.Conv2d):
+    """Weight standardisation by batch normalisation of the weight (timm's ``StdConv2d`` and ``ScaledStdConv2d``).
+
+    Args:
+        scaled: Whether each filter has a gain, and the fan-in scales it (NF-ResNet, arXiv:2101.08692).
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, *, scaled: bool = False, groups: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2, groups=groups)
+        self.gain = nn.Parameter(torch.ones(outputs, 1, 1, 1)) if scaled else None
+        self.scale = self.weight[0].numel() ** -0.5
+
+    def standardised(self) -> Tensor:
+        """The weight that the convolution reads."""
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        gain = None if self.gain is None else (self.gain * self.scale).view(-1)
+        return functional.batch_norm(rows, None, None, weight=gain, training=True, momentum=0.0, eps=1e-6).reshape_as(
+            self.weight
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.standardised(), self.bias)
+
+
+class NormedConv(nn.Module):
+    """Weight normalisation by hand: direction and length of every filter (arXiv:1602.07868)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
+        self.length = nn.Parameter(torch.ones(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norms = self.direction.flatten(1).norm(dim=1)
+        return functional.conv2d(x, self.direction * (self.length / norms)[:, None, None, None], padding=1)
+
+
+def standardised(*, scaled: bool) -> nn.Module:
+    """A residual network of standardised convolutions, a grouped one among them."""
+    body = nn.Sequential(
+        nn.SiLU(), StandardisedConv(6, 8, scaled=scaled, groups=2), nn.SiLU(), StandardisedConv(8, 6, 1, scaled=scaled)
+    )
+    return Classifier(nn.Sequential(StandardisedConv(6, 6, scaled=scaled), Added(body)), 6)
+
+
+class Added(nn.Module):
+    """A residual around a body."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def normed() -> nn.Module:
+    """Every way in which torch computes a weight from others."""
+    return chain(
+        NormedConv(3, 6), nn.ReLU(),
+        parametrizations.weight_norm(nn.Conv2d(6, 8, 3)), nn.ReLU(),
+        parametrizations.spectral_norm(nn.Conv2d(8, 6, 3)), nn.ReLU(),
+        parametrizations.orthogonal(nn.Conv2d(6, 6, 3)),
+        width=6,
+    )  # fmt: skip
+
+
 CASES = (
     *(
         Case(name, lambda kind=kind: Classifier(nn.Sequential(kind(6), conv_bn(6, 8)), 6, 8), free=2, statistics=True)
@@ -154,4 +222,7 @@ CASES = (
     Case("cbam", lambda: Classifier(BlockAttention(6, named=True)), free=2, statistics=True),
     Case("cbam_max_of_dim", lambda: Classifier(BlockAttention(6, named=False)), free=2, statistics=True),
     Case("watched", Watched, free=2, statistics=True),
+    Case("standardised", lambda: standardised(scaled=False), free=2),
+    Case("standardised_scaled", lambda: standardised(scaled=True), free=2),
+    Case("normed_weights", normed, free=3),
 )
