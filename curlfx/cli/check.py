@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    subject: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="a run directory, or a network")],
+    subject: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="a run directory or saved network, or MODEL")],
     plan: Annotated[Path | None, typer.Argument(metavar="[PLAN]", help="plan.json, with a network")] = None,
     onnx: Annotated[Path | None, typer.Option(help="ONNX file of the slim network, to compare as well")] = None,
     weights: Weights = None,
@@ -32,13 +32,15 @@ def verify(
 ) -> None:
     """Check gated == slim == onnx; exit 1 where it fails.
 
-    The slim network must equal the gated one, and an ONNX file the network it was made from.
+    The slim network must equal the gated one, and an ONNX file or a saved graph the network it was made from.
     """
     from curlfx.run.recheck import recheck
 
     if plan is None:
         if not Path(subject).is_dir():
-            raise UsageError(f"verify {subject}: no such folder; want a run directory, or MODEL PLAN")
+            raise UsageError(
+                f"verify {subject}: no such folder; want a run directory or a saved network, or MODEL PLAN"
+            )
         found = recheck(Path(subject))
     else:
         network = open_network(subject, weights=weights, shape=shape, classes=classes)
@@ -64,7 +66,7 @@ def check_plan(
 
 
 def bench(
-    files: Annotated[list[Path], typer.Argument(metavar="A.onnx [B.onnx ...]", help="ONNX files")],
+    files: Annotated[list[Path], typer.Argument(metavar="A.onnx [B.onnx ...]", help="ONNX files, or a run directory")],
     batch_size: Annotated[int, typer.Option(min=1, help="images per call")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="of one operator")] = 1,
     provider: Annotated[str, typer.Option(help="cpu, cuda, or onnxruntime's own name")] = "cpu",
@@ -78,11 +80,26 @@ def bench(
 
     settings = BenchSettings(batch_size=batch_size, threads=threads, provider=provider, rounds=rounds, runs=runs)
     with RichProgress() as progress:
-        found = measure(files, settings, progress=progress)
+        found = measure(with_folders(files), settings, progress=progress)
     if as_json:
         print(json.dumps(found.to_json(), indent=2))
     else:
         show_bench(found)
+
+
+def with_folders(files: list[Path]) -> list[Path]:
+    """The ONNX files, those of a run directory in its place. Raises: UsageError for a folder without any."""
+    from curlfx.run.deployment import FILES
+
+    found: list[Path] = []
+    for path in files:
+        held = [path / name for name in FILES.values() if (path / name).is_file()] if path.is_dir() else [path]
+        if not held:
+            raise UsageError(
+                f"bench {path}: no {' or '.join(FILES.values())} there; write one with curlfx export {path}"
+            )
+        found += held
+    return found
 
 
 def show_checks(found: VerifyReport) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from curlfx.cli.decide import show_plan
-from curlfx.cli.network import Classes, Frozen, Model, Shape, Weights, open_coupling, open_network
+from curlfx.cli.network import Classes, Frozen, Model, Shape, Weights, is_saved, open_coupling, open_network
 from curlfx.cli.tables import show_table
 from curlfx.report.text import count
 
@@ -23,20 +23,27 @@ Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json")]
 def slim(
     model: Model,
     plan: Plan,
-    out: Annotated[Path, typer.Option(help="file to write")] = Path("slim.safetensors"),
+    out: Annotated[Path, typer.Option(help="file.safetensors, or a folder for curlfx.load")] = Path("slim.safetensors"),
     weights: Weights = None,
     shape: Shape = None,
     classes: Classes = None,
     ignore: Frozen = None,
 ) -> None:
-    """Carry out a plan and write the weights that stay."""
+    """Carry out a plan and write the weights that stay.
+
+    A folder gets the plan and the graph as well.
+    """
     from curlfx.planning import SlimPlan
     from curlfx.run.job import save_tensors
+    from curlfx.run.saved import save
 
     found = SlimPlan.load(plan)
     network = slim_network(open_network(model, weights=weights, shape=shape, classes=classes), found, ignore)
-    mention_random_weights(weights)
-    save_tensors(network.module, out, plan=plan.name)
+    mention_random_weights(model, weights)
+    if out.suffix == ".safetensors":
+        save_tensors(network.module, out, plan=plan.name)
+    else:
+        save(network, out, plan=found, model=None if is_saved(model) else model, num_classes=classes)
     show_plan(found)
     print(out)
 
@@ -66,7 +73,7 @@ def export(
         network = slim_network(network, SlimPlan.load(plan), ignore)
     if slim_weights is not None:
         load_weights(network.module, slim_weights)
-    mention_random_weights(weights if slim_weights is None else str(slim_weights))
+    mention_random_weights(model, weights if slim_weights is None else str(slim_weights))
     file = write_onnx(network, out, ExportConfig(opset=opset, dynamic_batch=not static_batch))
     rows = [(kind, str(number)) for kind, number in file.operators.items()]
     show_table(("operator", "number"), rows)
@@ -80,7 +87,7 @@ def slim_network(traced: TracedModel, plan: SlimPlan, ignore: list[str] | None) 
     return slim_by_plan(traced, plan, open_coupling(traced, ignore) if ignore else None)
 
 
-def mention_random_weights(weights: str | None) -> None:
+def mention_random_weights(model: str, weights: str | None) -> None:
     """Say so when nothing gave the network weights."""
-    if weights is None:
+    if weights is None and not is_saved(model):
         print("note: no weights were given, these are random ones", file=sys.stderr)

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from curlfx.coupling import Coupling
     from curlfx.graph.traced import TracedModel
 
-MODEL_HELP = "torchvision:NAME, timm:NAME, curlfx:NAME, file.py:factory or package.module:factory"
+MODEL_HELP = (
+    "torchvision:NAME, timm:NAME, curlfx:NAME, file.py:factory, package.module:factory, or a saved network's DIR"
+)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Weights = Annotated[str | None, typer.Option(help="a .safetensors or weights-only .pth file, or 'default' (published)")]
@@ -31,10 +33,12 @@ EXAMPLE_BATCH = 2
 def open_network(
     model: str, *, weights: str | None = None, shape: str | None = None, classes: int | None = None
 ) -> TracedModel:
-    """Load and trace the network that the arguments name.
+    """Load and trace the network that the arguments name; of a folder, load its saved graph, which runs no factory.
 
-    Raises: ModelError, WeightsError, TraceError; UsageError for a shape that is none.
+    Raises: ModelError, WeightsError, TraceError, SavedError; UsageError for a shape that is none.
     """
+    if is_saved(model):
+        return open_saved(Path(model), weights=weights, shape=shape, classes=classes)
     import torch
 
     from curlfx.graph.trace import trace
@@ -47,6 +51,21 @@ def open_network(
     if size is None:
         raise ModelError(f"model {model}: the shape of its images is not on record; give --shape C,H,W")
     return trace(network, (torch.randn(EXAMPLE_BATCH, *size, generator=torch.Generator().manual_seed(0)),))
+
+
+def is_saved(model: str) -> bool:
+    """Whether MODEL names the folder of a saved network, such as a run directory."""
+    return Path(model).is_dir()
+
+
+def open_saved(folder: Path, **others: object) -> TracedModel:
+    """The saved slim network of a folder. Raises: SavedError; UsageError for options that only a factory takes."""
+    from curlfx.run.saved import load
+
+    given = next((name for name, value in others.items() if value is not None), None)
+    if given is not None:
+        raise UsageError(f"--{given}: {folder} is a saved network, which has its own; leave the option out")
+    return load(folder, graph=True)
 
 
 def open_coupling(traced: TracedModel, frozen: list[str] | None) -> Coupling:
