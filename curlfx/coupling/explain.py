@@ -47,8 +47,8 @@ class Place:
 
     Attributes:
         site: ``name[axis]``.
-        role: A layer ``makes`` channels with the rows of its weight and ``reads`` them with the columns; others, such as
-            a normalisation, ``has`` them.
+        role: A layer ``makes`` channels with the rows of its weight and ``reads`` them with the columns; others, like a
+            normalisation, ``has`` them.
         width: Number of channels; those that are tied to each other (queries and keys) count one by one.
         groups: How many coupled channels of which group it has, in order of the groups.
         stays: How many of its channels are in none.
