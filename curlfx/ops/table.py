@@ -315,6 +315,14 @@ RULES: Mapping[str, Rule] = {
 """ATen op name (or ``name.overload``) to rule; an in-place twin ``name_`` follows the rule of ``name``."""
 
 
+def given(target: Any, extra: Mapping[Any, Rule]) -> Rule | None:
+    """The user's rule of an op, or None where there is none."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return None
+    keys = (target, target.overloadpacket, target._schema.name)
+    return next((extra[key] for key in keys if key in extra), None)
+
+
 def rule_for(target: Any, extra: Mapping[Any, Rule] | None = None) -> Rule | None:
     """The label rule of an op, or None where there is none (the caller freezes what it touches).
 
@@ -324,12 +332,9 @@ def rule_for(target: Any, extra: Mapping[Any, Rule] | None = None) -> Rule | Non
     """
     if not isinstance(target, torch._ops.OpOverload):
         return None
-    qualified = target._schema.name
-    if extra:
-        for key in (target, target.overloadpacket, qualified):
-            if key in extra:
-                return extra[key]
-    namespace, _, name = qualified.partition("::")
+    if extra and (rule := given(target, extra)) is not None:
+        return rule
+    namespace, _, name = target._schema.name.partition("::")
     if namespace != "aten":
         return None
     plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
