@@ -12,6 +12,7 @@ from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.retinanet import RetinaNetHead
@@ -110,7 +111,8 @@ def retinanet_v2() -> nn.Module:
 
 def fcos() -> nn.Module:
     one = AnchorGenerator(((8,), (16,), (32,)), ((1.0,),) * 3)
-    return detection.FCOS(pyramid(64), CLASSES, anchor_generator=one, score_thresh=0.0, **sizes())
+    head = FCOSHead(64, 1, CLASSES, num_convs=1)
+    return detection.FCOS(pyramid(64), CLASSES, anchor_generator=one, head=head, score_thresh=0.0, **sizes())
 
 
 class Scaled(nn.Module):
