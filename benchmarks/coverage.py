@@ -24,7 +24,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from coverage_row import Row, Settings, measure
+from coverage_row import Row, Settings, free_share, measure
 from coverage_table import ranking, summary, table
 from zoo import Entry
 from zoos import NEEDS, ZOOS, missing
@@ -57,6 +57,7 @@ def in_own_process(name: str, arguments: argparse.Namespace) -> Row:
     except EOFError:
         process.join()
         row["failure"] = f"process ended with {process.exitcode}"
+    process.join(0 if "failure" in row else 30)
     process.kill()
     process.join()
     return row
@@ -89,7 +90,7 @@ def stale(row: Row, arguments: argparse.Namespace) -> bool:
     """Whether a row on record must be measured again: a failure to retry, or one without the columns asked for."""
     if "failure" in row:
         return bool(arguments.retry)
-    wanted = "free" if arguments.couple_only else "gated_vs_slim" if arguments.skip_onnx else "torch_vs_onnx"
+    wanted = "reasons" if arguments.couple_only else "gated_vs_slim" if arguments.skip_onnx else "torch_vs_onnx"
     return wanted not in row
 
 
@@ -151,7 +152,7 @@ def measured(entries: Sequence[Entry], arguments: argparse.Namespace) -> list[Ro
         rows.append(row)
         done += 1
         left = (time.monotonic() - start) / done * (len(todo) - done)
-        free = f", {row['free']:.1%} free" if "free" in row else ""
+        free = f", {free_share(row):.1%} free" if "reasons" in row else ""
         say = f"{number}/{len(entries)} {entry.name}: {row.get('failure', 'ok')}{free}; {left / 60:.0f} min left"
         print(say, file=sys.stderr, flush=True)
     return rows

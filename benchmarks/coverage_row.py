@@ -13,7 +13,7 @@ from typing import Any
 
 from zoo import Entry
 
-__all__ = ["CANNOT", "STAGES", "Row", "Settings", "frozen_share", "measure"]
+__all__ = ["CANNOT", "STAGES", "Row", "Settings", "cannot", "free_share", "frozen_share", "measure"]
 
 Row = dict[str, Any]
 
@@ -195,21 +195,24 @@ def frozen_share(coupling: Any) -> Row:
 
     Returns:
         "frozen": frozen channels over all channels that layers make, the classes of a classifier among them;
-        "frozen_inside": the same without those that are outputs of the network; "free": free channels over all that
-        could go (:data:`CANNOT` leaves out the rest), 1 where none could; "reasons": channels per reason.
+        "frozen_inside": the same without those that are outputs of the network; "reasons": channels per reason.
     """
     reasons: Counter[str] = Counter()
     for frozen in coupling.frozen:
         reasons[frozen.reason] += frozen.width
     total = sum(reasons.values())
     inside = total - reasons["an output of the network"]
-    gaps = sum(count for reason, count in reasons.items() if not cannot(reason))
     return {
         "frozen": total / max(1, total + coupling.total),
         "frozen_inside": inside / max(1, inside + coupling.total),
-        "free": coupling.total / (gaps + coupling.total) if gaps + coupling.total else 1.0,
         "reasons": dict(reasons.most_common()),
     }
+
+
+def free_share(row: Row) -> float:
+    """Free channels over all that could go, which leaves out what :data:`CANNOT`; 1 where none could."""
+    gaps = sum(count for reason, count in row["reasons"].items() if not cannot(reason))
+    return row["channels"] / (gaps + row["channels"]) if gaps else 1.0
 
 
 def cannot(reason: str) -> bool:

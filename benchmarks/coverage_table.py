@@ -4,7 +4,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from coverage_row import CANNOT, STAGES, Row, cannot
+from coverage_row import CANNOT, STAGES, Row, cannot, free_share
 from tables import fixed, markdown, percent, scientific
 
 __all__ = ["COVERED", "ranking", "summary", "table"]
@@ -25,7 +25,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "nodes": lambda row: str(row.get("nodes", "")),
     "groups": lambda row: str(row.get("groups", "")),
     "channels": lambda row: str(row.get("channels", "")),
-    "free": lambda row: percent(row.get("free")),
+    "free": lambda row: percent(free_share(row)) if "reasons" in row else "",
     "frozen": lambda row: percent(row.get("frozen")),
     "inside": lambda row: percent(row.get("frozen_inside")),
     "why frozen (channels)": _reasons,
@@ -56,7 +56,7 @@ def _stages(rows: Sequence[Row]) -> list[str]:
     """How far the models came."""
     reached = {
         "traced": sum("trace" in row.get("seconds", {}) for row in rows),
-        "coupled": sum("free" in row for row in rows),
+        "coupled": sum("reasons" in row for row in rows),
         "slimmed": sum("slim" in row.get("seconds", {}) for row in rows),
         "equal to gated": sum("gated_vs_slim" in row and "verify:" not in row.get("failure", "") for row in rows),
         "equal in onnxruntime": sum("torch_vs_onnx" in row and "failure" not in row for row in rows),
@@ -102,14 +102,14 @@ def _times(rows: Sequence[Row]) -> list[str]:
 
 def _free(rows: Sequence[Row]) -> list[str]:
     """Free channels among those that could go, and how many models that covers."""
-    coupled = [row for row in rows if "free" in row]
-    if not coupled:
+    free = {row["model"]: free_share(row) for row in rows if "reasons" in row}
+    if not free:
         return []
-    covered = [row for row in coupled if row["free"] >= COVERED]
-    least = min(coupled, key=lambda row: float(row["free"]))
+    covered = [model for model, share in free.items() if share >= COVERED]
+    least = min(free, key=lambda model: free[model])
     share = (
-        f"Free channels among those that could go: median {statistics.median(row['free'] for row in coupled):.1%}, "
-        f"all in {sum(row['free'] == 1 for row in coupled)} models, least {least['free']:.1%} ({least['model']})."
+        f"Free channels among those that could go: median {statistics.median(free.values()):.1%}, "
+        f"all in {sum(share == 1 for share in free.values())} models, least {free[least]:.1%} ({least})."
     )
     return [share, f"Covered ({COVERED:.0%} or more of them free): {len(covered)} of {len(rows)}."]
 
@@ -132,7 +132,7 @@ def ranking(rows: Sequence[Row]) -> str:
     lines = ["Failures:", *(f"  {row['model']}: {row['failure']}" for row in rows if "failure" in row)]
     lines += ["", "Reasons of freezes that rules could lift (uncovered models, models, channels):"]
     for reason in gaps:
-        names = ", ".join(f"{row['model']} {row['free']:.0%}" for row in models[reason])
+        names = ", ".join(f"{row['model']} {free_share(row):.0%}" for row in models[reason])
         found = models[reason]
         lines.append(f"  {_uncovered(found):4d} {len(found):4d} {channels[reason]:8d}  {reason}: {names}")
     lines += ["", "Ops without a rule (models):"]
@@ -142,10 +142,10 @@ def ranking(rows: Sequence[Row]) -> str:
         why = next(text for part, text in CANNOT.items() if part in reason)
         lines.append(f"  {len(models[reason]):4d} {channels[reason]:8d}  {reason} ({why})")
     lines += ["", "Models that are not covered:"]
-    left = sorted((row for row in rows if row.get("free", 1.0) < COVERED), key=lambda row: float(row["free"]))
-    lines += [f"  {row['free']:6.1%}  {row['model']} ({row['kind']}): {_reasons(row)}" for row in left]
+    left = sorted((row for row in rows if "reasons" in row and free_share(row) < COVERED), key=free_share)
+    lines += [f"  {free_share(row):6.1%}  {row['model']} ({row['kind']}): {_reasons(row)}" for row in left]
     return "\n".join(lines) + "\n"
 
 
 def _uncovered(rows: Sequence[Row]) -> int:
-    return sum(row["free"] < COVERED for row in rows)
+    return sum(free_share(row) < COVERED for row in rows)
