@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
@@ -17,6 +17,7 @@ from curlfx.coupling import Coupling, couple
 from curlfx.errors import KeepError, PlanError
 from curlfx.files import write_bytes
 from curlfx.graph import TracedModel
+from curlfx.ops.table import Rule
 from curlfx.planning.fingerprint import Fingerprint
 
 Natural = Annotated[int, Field(ge=0)]
@@ -82,10 +83,13 @@ class SlimPlan(BaseModel):
         except KeepError as cause:
             raise PlanError(f"plan: {cause}") from cause
 
-    def couple(self, traced: TracedModel) -> Coupling:
-        """The coupling of a network that the plan is for, with the names that were frozen. Raises: PlanError."""
+    def couple(self, traced: TracedModel, rules: Mapping[Any, Rule] | None = None) -> Coupling:
+        """The coupling of a network that the plan is for, with the names that were frozen. Raises: PlanError.
+
+        Args: ``rules`` of ops of one's own, as `curlfx.couple` takes them.
+        """
         try:
-            return couple(traced, frozen=self.frozen)
+            return couple(traced, frozen=self.frozen, rules=rules)
         except KeepError as cause:
             difference = self.fingerprint.difference(traced) or str(cause)
             raise PlanError(f"this plan is for another network: {difference}{self._other_versions()}") from cause
