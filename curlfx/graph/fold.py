@@ -283,13 +283,15 @@ def _free_name(traced: TracedModel, fold: _Fold, parameters: Sequence[str], live
     unread = [name for name in parameters if _is_tensor(traced, name) and id(traced.parameter(name)) not in live]
     owned = [found for name in parameters if (found := _PARAMETRIZED.match(name))]
     names = [f"{found['owner']}{found['key']}" for found in owned[:1]]
-    reading = fold.readings[0]
+    reading, own = fold.readings[0], ""
     if reading.role and reading.chain[0] is fold.point:
-        module = module_name(reading.reader)
-        name = f"{module}.{reading.role}" if module else reading.role
-        if name in unread or all(parameter.rpartition(".")[0] == module for parameter in parameters):
-            names.append(name)
+        own = f"{module_name(reading.reader)}.{reading.role}".removeprefix(".")
+        if own in unread or all(
+            name.startswith(f"{own}_") for name in parameters
+        ):  # torch.nn.utils: weight_g, weight_v
+            names.append(own)
     names += [name for name in unread if traced.parameter(name).shape == fold.value.shape]
+    names += [own] if own else []
     names += [f"{parameters[0]}_folded{number}" for number in ("", *range(2, len(parameters) + len(live) + 3))]
     return next(name for name in names if name in unread or _is_vacant(traced, name))
 
