@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.nn.utils import parametrize
 
 from curlfx.graph import TracedModel
 from curlfx.inplace.attributes import layer_widths
@@ -15,14 +17,19 @@ from curlfx.inplace.fault import Fault
 from curlfx.inplace.journal import Journal
 from curlfx.inplace.sizes import other_widths
 
+Gather = Callable[[str, Tensor], Tensor]
 _OWN_SLOTS = frozenset({"_parameters", "_buffers", "_modules"})
 
 
-def narrow(model: nn.Module, dense: TracedModel, slim: TracedModel, journal: Journal) -> Fault | None:
+def narrow(model: nn.Module, dense: TracedModel, slim: TracedModel, gather: Gather, journal: Journal) -> Fault | None:
     """Replace what is narrower in the slim graph, by name; every change goes through the journal.
 
     Tensors that stay as they are keep their objects. A tensor that is known under several names is replaced under all
     of them. Gradients are dropped.
+
+    Args:
+        gather: Picks what stays of a tensor of some name. It serves where the graph has another value than the model
+            under that name: a weight that ``forward`` standardises is in the graph as it comes out of that.
 
     Returns: What cannot be replaced, or None; the caller then undoes the journal.
     """
@@ -31,21 +38,57 @@ def narrow(model: nn.Module, dense: TracedModel, slim: TracedModel, journal: Jou
     said = [layer_widths(module, [call.dense for call in own.own]) for module, own in layers]
     new: dict[int, tuple[Tensor, Tensor]] = {}
     for name, value in {**_renumbered(dense, slim), **_narrower(dense, slim)}.items():
-        old = _tensor(model, name)
-        if old is None:
-            continue  # a constant that no attribute holds; whether it matters, the comparison of the graphs shows
-        if type(old) not in (Tensor, nn.Parameter):
-            return Fault(f"'{name}' is a {type(old).__name__}, which cannot be replaced", name.rpartition(".")[0])
-        new[id(old)] = old, _like(old, value)
+        try:
+            pairs = _replacements(model, name, dense.parameter(name), value, gather)
+        except _Irreplaceable as fault:
+            return Fault(str(fault), name.rpartition(".")[0])
+        new.update({id(old): (old, _like(old, after)) for old, after in pairs})
     replacement = {key: after for key, (_, after) in new.items()}
     for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule) and any(id(one) in new for one in module.parameters(False)):
-            return Fault("a scripted module cannot be narrowed", _name(model, module))
         _replace(module, replacement, journal)
     before = {id(after): old for old, after in new.values()}
     for (module, own), intact in zip(layers, said, strict=True):
         _follow(module, own, intact, before, journal)
     return None
+
+
+class _Irreplaceable(Exception):  # noqa: N818 - a way out of a loop, not an error
+    """A tensor that cannot be replaced by a narrower one."""
+
+
+def _replacements(
+    model: nn.Module, name: str, dense: Tensor, value: Tensor, gather: Gather
+) -> list[tuple[Tensor, Tensor]]:
+    """Tensors of the model and what takes their place, for one tensor of the graph. Raises: _Irreplaceable."""
+    path, _, key = name.rpartition(".")
+    owner = model.get_submodule(path) if _has(model, path) else None
+    if owner is not None and parametrize.is_parametrized(owner, key):
+        return _originals(owner.parametrizations[key], name, value)  # type: ignore[index,arg-type]
+    old = None if owner is None else _tensor(owner, key)
+    if old is None:
+        if isinstance(dense, nn.Parameter):
+            raise _Irreplaceable(f"'{name}' is computed in the model, not held by it")
+        return []  # a constant that no attribute holds; whether it matters, the comparison of the graphs shows
+    if type(old) not in (Tensor, nn.Parameter) or isinstance(owner, torch.jit.ScriptModule):
+        raise _Irreplaceable(
+            f"'{name}' is a {type(old).__name__} of a {type(owner).__name__}, which cannot be replaced"
+        )
+    same = old.shape == dense.shape and torch.equal(old, dense)
+    return [(old, value if same or old.shape != dense.shape else gather(name, old.detach()))]
+
+
+def _originals(computed: nn.Module, name: str, value: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What a parametrization computes a tensor from, now and so that it gives a narrower one."""
+    with torch.no_grad():
+        found: Any = value.detach().clone()
+        for step in reversed(list(computed.children())):
+            try:
+                found = step.right_inverse(found)  # type: ignore[operator]
+            except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+                raise _Irreplaceable(f"the parametrization of '{name}' cannot be inverted: {error}") from error
+    if isinstance(found, Tensor):
+        return [(computed.original, found)]  # type: ignore[list-item]
+    return [(getattr(computed, f"original{position}"), each) for position, each in enumerate(found)]
 
 
 def _narrower(dense: TracedModel, slim: TracedModel) -> dict[str, Tensor]:
@@ -70,13 +113,12 @@ def _leaves(node: Node | None) -> list[Any]:
     return [leaf for one in arguments for leaf in (one if isinstance(one, (list, tuple)) else [one])]
 
 
-def _tensor(model: nn.Module, name: str) -> Tensor | None:
+def _has(model: nn.Module, path: str) -> bool:
+    return path in dict(model.named_modules(remove_duplicate=False))
+
+
+def _tensor(owner: nn.Module, key: str) -> Tensor | None:
     """The parameter, buffer or plain attribute of a name."""
-    path, _, key = name.rpartition(".")
-    try:
-        owner = model.get_submodule(path)
-    except AttributeError:
-        return None
     for slots in (owner._parameters, owner._buffers, vars(owner)):
         if isinstance(slots.get(key), Tensor):
             return slots[key]
@@ -136,7 +178,3 @@ def _follow(
     for name, value in {**changes, **told}.items():
         if name in slots and (name in changes or slots[name] == intact.get(name)) and slots[name] != value:
             journal.put(slots, name, value)
-
-
-def _name(model: nn.Module, wanted: nn.Module) -> str:
-    return next((name for name, module in model.named_modules() if module is wanted), "")

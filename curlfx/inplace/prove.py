@@ -37,7 +37,9 @@ def parting(slim: TracedModel, found: TracedModel) -> Fault | None:
         return Fault(f"the narrowed module takes one batch size only: {note}")
     unlike = _unlike(slim, found)
     if unlike is not None:
-        return Fault(f"'{unlike}' holds other values in the narrowed module", unlike.rpartition(".")[0])
+        reader = next(iter(found.node_of(unlike).users), None)
+        line = "" if reader is None else where(reader)
+        return Fault(f"'{unlike}' holds other values in the narrowed module", unlike.rpartition(".")[0], line)
     inputs = _random(found.example_inputs)
     try:
         return _compared(slim, found, inputs, torch.float64, BOUND)

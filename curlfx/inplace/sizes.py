@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,7 +35,8 @@ def other_widths(module: nn.Module, calls: Calls, before: dict[int, Tensor]) -> 
     """New values for a module's integer attributes; only those where all that is known of the old number agrees.
 
     The number is looked for in the literals of the module's own calls, then in the shapes that they read and return
-    and in its own parameters, then in the parameters below it; the first place that has it decides.
+    and in its own parameters, then in the parameters below it. For an attribute that the module's code reads, the first
+    place that has it decides; for one that only tells people, all must agree.
 
     Args:
         module: With its parameters already narrow.
@@ -42,35 +44,53 @@ def other_widths(module: nn.Module, calls: Calls, before: dict[int, Tensor]) -> 
         before: The intact tensor of each narrow one, by ``id``.
     """
     found = {}
+    used = _names_used(type(module))
     for name, value in vars(module).items():
         if _WIDTH.fullmatch(name.lstrip("_")):
-            new = _follow(name.lstrip("_"), value, module, calls, before)
+            places = list(_evidence(name.lstrip("_"), module, calls, before))
+            new = _follow(value, places if name in used else [[pair for place in places for pair in place]])
             if new != value:
                 found[name] = new
     return found
 
 
-def _follow(name: str, value: Any, module: nn.Module, calls: Calls, before: dict[int, Tensor]) -> Any:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return _new_size(name, value, module, calls, before)
+def _names_used(kind: type) -> set[str]:
+    """Names that the methods of a class read, other than those that only make or describe it."""
+    members = [vars(base) for base in kind.__mro__ if base not in (nn.Module, object)]
+    functions = [
+        member
+        for each in members
+        for name, member in each.items()
+        if isinstance(member, FunctionType) and name not in ("__init__", "extra_repr")
+    ]
+    return {name for function in functions for name in _names_in(function.__code__)}
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+
+
+def _follow(value: Any, places: list[list[Pair]]) -> Any:
+    if type(value) is int:
+        return _new_size(value, places)
     if type(value) in (list, tuple) and value and all(type(item) is int for item in value):
-        return type(value)(_new_size(name, item, module, calls, before) for item in value)
+        return type(value)(_new_size(item, places) for item in value)
     return value
 
 
-def _new_size(name: str, size: int, module: nn.Module, calls: Calls, before: dict[int, Tensor]) -> int:
-    if size < _SMALLEST:
-        return size
-    for evidence in _evidence(name, module, calls, before):
-        news = {new for old, new in evidence if old == size}
-        if news:
-            return news.pop() if len(news) == 1 else size
+def _new_size(size: int, places: list[list[Pair]]) -> int:
+    if size >= _SMALLEST:
+        for place in places:
+            news = {new for old, new in place if old == size}
+            if news:
+                return news.pop() if len(news) == 1 else size
     return size
 
 
-def _evidence(name: str, module: nn.Module, calls: Calls, before: dict[int, Tensor]) -> Iterator[Iterable[Pair]]:
+def _evidence(name: str, module: nn.Module, calls: Calls, before: dict[int, Tensor]) -> Iterator[list[Pair]]:
     if _INPUT.fullmatch(name):
         yield _ends(calls.within, first=True)
     if _OUTPUT.fullmatch(name):
