@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -50,9 +51,9 @@ class Gate(Pass):
         nodes = {node.name: node for node in graph.graph.nodes}
         if self.statistics == "kept":
             nodes |= normalise_over_kept(graph, self.coupling, masks.arrays)
-        for reader, source in self.coupling.reads:
+        for (reader, source), axes in self.coupling.reads.items():
             node, value = nodes[reader], nodes[source]
-            factors = masks.arrays(source, value)
+            factors = masks.arrays(source, value, axes)
             if not factors:
                 continue
             gated = value
@@ -80,9 +81,13 @@ class Masks:
         self._dtype = graph.parameter(GATES).dtype
         self._batch = batch_size(graph)
 
-    def arrays(self, of: str, value: Node) -> list[Node]:
-        """Masks broadcastable to ``value``, and of its type, one per label array of the node named ``of``."""
-        return [self._fitted(array, value) for array in self._coupling.labels(of)]
+    def arrays(self, of: str, value: Node, axes: Sequence[int] | None = None) -> list[Node]:
+        """Masks broadcastable to ``value``, and of its type, for the channels of the node named ``of``, each once.
+
+        Only those that end at one of ``axes``, where given.
+        """
+        found = self._coupling.channels_in(self._coupling.labels(of))
+        return [self._fitted(array, value) for array in found if axes is None or _end(array) in (-1, *axes)]
 
     def _fitted(self, array: Ints, value: Node) -> Node:
         """The mask of one array. What the batch is merged into (``batch * heads``) is repeated as often as needed."""
@@ -116,6 +121,11 @@ class Masks:
             with self._graph.graph.inserting_after(_later(self._gates, labels)):
                 self._known[key] = self._graph.graph.call_function(torch.ops.aten.index.Tensor, (self._gates, [labels]))
         return self._known[key]
+
+
+def _end(array: Ints) -> int:
+    """The innermost axis along which an array varies, -1 for none."""
+    return max((axis for axis, size in enumerate(array.shape) if size > 1), default=-1)
 
 
 def _once(array: Ints, batch: int) -> tuple[Ints, list[int]]:

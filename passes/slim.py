@@ -44,7 +44,7 @@ class Slim(Pass):
 
     def rewrite(self, graph: TracedModel) -> bool:
         """Gather parameters, rewrite literals. Returns whether any channel went."""
-        alive = self.coupling.alive(self.keep)
+        alive = self._alive()
         if alive.all():
             return False
         old = {node: shape_of(node) for node in graph.graph.nodes if _is_tensor(node)}
@@ -58,7 +58,7 @@ class Slim(Pass):
 
     def ensures(self, before: TracedModel, after: TracedModel) -> None:
         """Every tensor has exactly the shape its labels say. Raises: InvariantError."""
-        alive = self.coupling.alive(self.keep)
+        alive = self._alive()
         dense = {node.name: node for node in before.graph.nodes if _is_tensor(node)}
         for node in after.graph.nodes:
             if node.name in dense and _is_tensor(node):
@@ -68,6 +68,10 @@ class Slim(Pass):
                         f"after slim: node '{node.name}' ({node.target}) has shape {shape_of(node)}, "
                         f"its labels say {want}; a bug in this pass, please report it with the network"
                     )
+
+    def _alive(self) -> Bools:
+        """Which cells of the coupling stay."""
+        return self.coupling.cells.alive(self.coupling.alive(self.keep))
 
     def _gathered(self, graph: TracedModel, alive: Bools) -> dict[str, Tensor]:
         """Parameters that lose channels, by name; nothing is made for the others."""
@@ -94,7 +98,7 @@ class Slim(Pass):
 
         def kept(of: Node, axis: int) -> Bools:
             found = kept_along(old[of], self.coupling.labels(of.name), alive, axis)
-            return np.asarray(found.reshape(-1, old[of][axis])[0])
+            return np.asarray(found[0])
 
         def renumber(index: Node, change: Callable[[Tensor], Tensor]) -> Node:
             taken = graph.tensors()

@@ -160,26 +160,36 @@ def _pair(left: str, right: str) -> Callable[[fx.Node], tuple[Contraction, ...]]
 def attention(node: fx.Node) -> tuple[Contraction, ...]:
     """``softmax(q k^T) v``: two contractions.
 
-    Shapes: q ``(*B, L, E)``, k ``(*B, S, E)``, v ``(*B, S, V)``; boxes ``(*B, L, S, E)`` and ``(*B, L, S, V)``. With
-    grouped queries the fewer heads of k and v are read at every head of q.
+    Shapes: q ``(*B, H, L, E)``, k ``(*B, H / r, S, E)``, v ``(*B, H / r, S, V)``; boxes ``(*B, H / r, r, L, S, E)``
+    and ``(*B, H / r, r, L, S, V)``: grouped queries read each head of k and v r times.
     """
     call = arguments(node)
     query, key, value = call["query"], call["key"], call["value"]
     *batch, length, width = shape_of(query)
-    places, depth = shape_of(key)[-2], len(batch)
+    places = shape_of(key)[-2]
+    times = 1
+    if batch and bool(concrete(call.get("enable_gqa", False))):
+        times = batch[-1] // shape_of(key)[-3]
+        batch[-1] //= times
+    extents, depth = (*batch, times, length, places), len(batch)
 
-    def axes(tensor: fx.Node, rows: int) -> tuple[tuple[int, ...], ...]:
+    def axes(tensor: fx.Node, rows: int, *, heads: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         own = shape_of(tensor)[:-2]
         lead = _trailing(own, depth)
-        fits = [size in (1, batch[axis[0]]) for size, axis in zip(own, lead, strict=True)]
-        return (*(axis if fit else () for axis, fit in zip(lead, fits, strict=True)), (rows,), (depth + 2,))
+        return (*lead[:-1], *((heads,) if lead else ()), (rows,), (depth + 3,))
 
-    scores = (Operand(query, axes(query, depth)), Operand(key, axes(key, depth + 1)))
-    mix = (Operand(value, axes(value, depth + 1)),)
-    blocks = tuple(range(depth))
+    scores = (
+        Operand(query, axes(query, depth + 1, heads=(depth - 1, depth))),
+        Operand(key, axes(key, depth + 2, heads=(depth - 1,))),
+    )
+    mix = (
+        Operand(value, axes(value, depth + 2, heads=(depth - 1,))),
+        Operand(node, axes(node, depth + 1, heads=(depth - 1, depth))),
+    )
+    blocks = tuple(range(depth + 1))
     return (
-        Contraction((*batch, length, places, width), scores, blocks=blocks),
-        Contraction((*batch, length, places, shape_of(value)[-1]), mix, blocks=blocks),
+        Contraction((*extents, width), scores, blocks=blocks),
+        Contraction((*extents, shape_of(value)[-1]), mix, blocks=blocks),
     )
 
 

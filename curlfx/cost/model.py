@@ -72,7 +72,7 @@ class CostModel:
         self.block = block
         self._coupling = coupling
         batch, scaled = batch_size(traced), per_image(traced.graph)
-        tally = Tally(coupling.total, block)
+        tally = Tally(len(coupling.cells.channels) - 1, block)
         nodes: list[str] = []
         layers: list[str] = []
         divisors: list[int] = []
@@ -153,7 +153,7 @@ class CostModel:
         if alive.shape != (self._coupling.total + 1,) or alive.dtype != np.bool_ or not alive[0]:
             wanted = f"want ({self._coupling.total + 1},) of bool with entry 0 True"
             raise KeepError(f"alive: found {alive.shape} of {alive.dtype}: {wanted}, as Coupling.alive returns")
-        return self._prices.counts(alive)
+        return self._prices.counts(self._coupling.cells.alive(alive))
 
     def _macs(self, points: Counts) -> Counts:
         result: Counts = points[: len(self._nodes)] // self._divisors

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from curlfx.coupling.coupling import Coupling, Frozen, Group, Site
+from curlfx.coupling.cells import Cells, number_cells
 from curlfx.coupling.propagate import Labelling, Unsupported, propagate_labels
 from curlfx.coupling.resolve import Ints, Resolved, distinct, resolve
 from curlfx.errors import KeepError
@@ -42,7 +43,10 @@ def couple(traced: TracedModel, *, frozen: Sequence[str] = (), rules: Mapping[An
     sites = _sites(labelling)
     members = _classes(sites, _parts(labelling), resolved)
     groups, channel_of = _groups(sites, members, resolved)
-    return Coupling(traced, labelling, groups, _frozen(sites, resolved), _unsupported(labelling, resolved), channel_of)
+    cells = number_cells(channel_of, resolved)
+    frozen = _frozen(sites, resolved)
+    made = sum(raw.size for _, raw, produced in sites if produced)
+    return Coupling(traced, labelling, groups, frozen, _unsupported(labelling, resolved), cells, made)
 
 
 def _freeze_named(pattern: str, names: Sequence[str], labelling: Labelling) -> None:
@@ -97,8 +101,11 @@ def _classes(sites: SiteRoots, parts: Sequence[Ints], resolved: Resolved) -> Int
     random = np.random.default_rng(0)
     signature = np.zeros(resolved.roots.size, np.uint64)
     for raw in (*(raw for _, raw, _ in sites), *parts, *resolved.blocks):
-        roots = distinct(resolved.roots[raw])
-        signature[roots] += random.integers(1, 2**63, dtype=np.uint64)
+        signature[resolved.members(raw)] += random.integers(1, 2**63, dtype=np.uint64)
+    depth = np.zeros(resolved.roots.size, np.int64)
+    np.maximum.at(depth, resolved.roots, (resolved.outer != 0).sum(axis=1))
+    levels = random.integers(1, 2**63, size=resolved.outer.shape[1] + 1, dtype=np.uint64)
+    signature[resolved.rows] += levels[depth[resolved.rows]]
     signature[0] = 0
     live = distinct(resolved.roots)
     keys, inverse = np.unique(signature[live], return_inverse=True)
@@ -113,11 +120,11 @@ def _classes(sites: SiteRoots, parts: Sequence[Ints], resolved: Resolved) -> Int
 
 
 def _groups(sites: SiteRoots, classes: Ints, resolved: Resolved) -> tuple[tuple[Group, ...], Ints]:
-    """Groups in order of their first parameter, and the channel number of every raw label ``(labels,)``."""
+    """Groups in order of their first parameter, and the channel number of every raw label's root ``(labels,)``."""
     located: dict[int, list[Site]] = {}
     named: dict[int, Site] = {}
     for site, raw, produced in sites:
-        for found in distinct(classes[resolved.roots[raw]]):
+        for found in distinct(classes[resolved.members(raw)]):
             if found:
                 located.setdefault(int(found), []).append(site)
                 if produced:
@@ -140,24 +147,26 @@ def _groups(sites: SiteRoots, classes: Ints, resolved: Resolved) -> tuple[tuple[
             continue
         first = sum(group.width for group in groups) + 1
         number[found] = np.arange(first, first + found.size)
-        name = named.get(key, places[0]).name
+        whole = bool(resolved.rows[found].all())
+        name = named.get(key, places[0]).name + ("#blocks" if whole else "")
         used[name] = used.get(name, 0) + 1
         blocks = block_of[found]
         groups.append(
             Group(
-                id=name if used[name] == 1 else f"{name}#{used[name]}",
+                id=name if used[name] == 1 else f"{name}{'' if whole else '#'}{used[name]}",
                 width=int(found.size),
                 sites=tuple(places),
                 blocks=blocks if blocks.max() >= 0 else None,
                 statistics_change=bool(resolved.statistics[found].any()),
                 channels=number[found].copy(),
+                whole_blocks=whole,
             )
         )
-    return tuple(groups), number[resolved.roots]
+    return tuple(groups), number
 
 
 def _frozen(sites: SiteRoots, resolved: Resolved) -> tuple[Frozen, ...]:
-    """Per layer, the output channels that stay, by reason."""
+    """Per layer, the output channels that stay, by reason; those that go with their block are not among them."""
     reason = np.full(resolved.components.size, -1, np.int64)
     first = {(freeze.reason, freeze.node): index for index, freeze in reversed(list(enumerate(resolved.freezes)))}
     for freeze in reversed(resolved.freezes):
@@ -166,7 +175,7 @@ def _frozen(sites: SiteRoots, resolved: Resolved) -> tuple[Frozen, ...]:
     for site, raw, produced in sites:
         if not produced:
             continue
-        stuck = raw[resolved.roots[raw] == 0]
+        stuck = raw[(resolved.roots[raw] == 0) & (resolved.outer[raw] == 0).all(axis=1)]
         found, counts = np.unique(reason[resolved.components[stuck]], return_counts=True)
         for index, count in zip(found.tolist(), counts.tolist(), strict=True):
             freeze = resolved.freezes[index]

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from curlfx.coupling.cells import Cells
 from curlfx.coupling.keep import alive_mask
 from curlfx.coupling.network import Step, network, path
 from curlfx.coupling.propagate import Labelling, Unsupported
-from curlfx.coupling.resolve import Ints
+from curlfx.coupling.nesting import Ints
 from curlfx.errors import InvariantError
 from curlfx.graph.traced import TracedModel
 from curlfx.labels.arrays import Arrays, compress
@@ -45,6 +46,7 @@ class Group:
         width: Number of coupled channels.
         sites: Where they occur.
         blocks: ``(width,)`` block of each channel, or None; every block keeps the same count, at least one.
+        whole_blocks: These are no single channels but whole blocks of them: heads, groups of a convolution.
         statistics_change: A LayerNorm or GroupNorm averages over these channels.
         channels: ``(width,)`` global channel numbers, from 1, in position order.
     """
@@ -55,6 +57,7 @@ class Group:
     blocks: Ints | None
     statistics_change: bool
     channels: Ints
+    whole_blocks: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,10 @@ class Coupling:
         groups: Free coupling groups, in order of the parameters that start them.
         frozen: What stays, with reasons.
         unsupported: Ops without a rule that labelled channels met.
-        reads: ``(node, input)`` names: there the input is summed over its channels; gates go there.
+        reads: ``(node, input)`` names to axes: there the input is summed over its channels along these axes (None: over
+            all of its channels); gates go there.
         total: Number of coupled channels, N; their numbers run from 1 to N, 0 means *stays*.
+        cells: Which channels each number above N stands for.
     """
 
     def __init__(
@@ -92,14 +97,16 @@ class Coupling:
         groups: tuple[Group, ...],
         frozen: tuple[Frozen, ...],
         unsupported: tuple[Unsupported, ...],
-        channel_of: Ints,
+        cells: Cells,
+        made: int,
     ) -> None:
         self.groups = groups
         self.frozen = frozen
         self.unsupported = unsupported
-        self.reads: tuple[tuple[str, str], ...] = tuple(dict.fromkeys(labelling.store.reads))
+        self.reads = _reads(labelling)
         self.total = sum(group.width for group in groups)
-        self._channel_of = channel_of
+        self.cells = cells
+        self._made = made
         self._labelling = labelling
         self._by_id = {group.id: group for group in groups}
         self._raw: dict[str, Emission] = {node.name: value for node, value in labelling.emissions.items()}
@@ -117,14 +124,13 @@ class Coupling:
 
     @property
     def free_share(self) -> float:
-        """Share of the coupled channels among all channels that layers compute, in [0, 1]."""
-        stuck = sum(frozen.width for frozen in self.frozen)
-        return self.total / (self.total + stuck) if self.total else 0.0
+        """Share of the channels that layers compute, counted layer by layer, that can go, in [0, 1]."""
+        return 1 - sum(frozen.width for frozen in self.frozen) / self._made if self._made else 0.0
 
     def labels(self, node: str) -> tuple[Ints, ...]:
-        """Channel numbers of a node's output: arrays broadcastable to its shape, without those that only say *stays*.
+        """Cell numbers of a node's output: arrays broadcastable to its shape, without those that only say *stays*.
 
-        An element disappears when any of its labels does. () for calls with several outputs (see their ``getitem``).
+        An element disappears when any of its cells does, a cell when any of its channels does (``cells``). () for calls with several outputs (see their ``getitem``).
         """
         if node not in self._cache:
             emission = self._raw.get(node, ())
@@ -172,7 +178,7 @@ class Coupling:
     @cached_property
     def graph(self) -> nx.MultiGraph[str]:
         """Sites and joins as nodes, ties as edges (``node``, ``where``, ``channels``)."""
-        return network(self._labelling, self._channel_of, self._places)
+        return network(self._labelling, self.cells.own, self._places)
 
     def why(self, a: str, b: str) -> list[Step]:
         """The shortest chain of ties between two sites (parameter name, or ``name[axis]``).
@@ -181,13 +187,30 @@ class Coupling:
         """
         return path(self.graph, a, b)
 
+    def channels_in(self, arrays: Sequence[Ints]) -> list[Ints]:
+        """Channel numbers of arrays of cells: one array per channel an element goes with, each array once."""
+        found = {}
+        for cells in arrays:
+            for numbers in self.cells.levels(cells):
+                array = compress(torch.from_numpy(numbers)).numpy()
+                found.setdefault((array.shape, array.tobytes()), array)
+        return list(found.values())
+
     def _numbered(self, arrays: Arrays) -> list[Ints]:
         result = []
         for array in arrays:
-            numbers = self._channel_of[array.numpy()]
+            numbers = self.cells.number[array.numpy()]
             if numbers.any():
                 result.append(compress(torch.from_numpy(numbers)).numpy())
         return result
+
+
+def _reads(labelling: Labelling) -> dict[tuple[str, str], tuple[int, ...] | None]:
+    found: dict[tuple[str, str], tuple[int, ...] | None] = {}
+    for reader, source, axes in labelling.store.reads:
+        before = found.get((reader, source), ())
+        found[reader, source] = None if before is None or axes is None else tuple(sorted({*before, *axes}))
+    return found
 
 
 def _shape(node: Node) -> tuple[int, ...] | None:

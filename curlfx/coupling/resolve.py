@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +11,12 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from curlfx.labels.store import Freeze, LabelStore
-
-Ints = npt.NDArray[np.int64]
+from curlfx.coupling.nesting import Edges, Inner, Ints, Nesting
+from curlfx.labels.store import Balance, Freeze, LabelStore, Tie
 
 _UNMADE = "no layer computes these channels"
 _JOINED = "joined with channels that have no labels"
+_CROSSING = "blocks of different cuts overlap here"
 
 
 @dataclass(frozen=True)
@@ -23,42 +24,70 @@ class Resolved:
     """Labels merged into roots.
 
     Attributes:
-        roots: ``(labels,)``: for every raw label the smallest label tied to it; 0 where frozen.
-        components: ``(labels,)``: the same before freezing (used to say why something is frozen).
+        roots: ``(labels,)``: for every raw label the smallest label tied to it or aligned with it; 0 where frozen.
+        outer: ``(labels, depth)``: the free roots of the blocks that a label is in, 0 for none.
+        components: ``(labels,)``: roots before freezing (used to say why something is frozen).
         freezes: All freezes, those found here included.
         blocks: Disjoint sets of rows: each a matrix ``(blocks, width)`` of roots, equal counts per row required.
         statistics: ``(labels,)`` bool: a normalisation's statistics run over this root.
+        rows: ``(labels,)`` bool: this root stands for whole blocks.
     """
 
     roots: Ints
+    outer: Ints
     components: Ints
     freezes: tuple[Freeze, ...]
     blocks: tuple[Ints, ...]
     statistics: npt.NDArray[np.bool_]
+    rows: npt.NDArray[np.bool_]
+
+    def members(self, raw: Ints) -> Ints:
+        """The free roots that decide about some labels, those of their blocks included, ascending ``(k,)``."""
+        found = distinct(np.concatenate([self.roots[raw].reshape(-1), self.outer[raw].reshape(-1)]))
+        return found[found > 0]
 
 
 def resolve(store: LabelStore) -> Resolved:
     """Settle a labelling. Ends after finitely many rounds: every round only adds ties or freezes."""
-    left, right, freezes = _edges(store)
-    freezes = [*store.freezes, *freezes]
-    balances = _unique_matrices(store)
+    ties, freezes = _edges(store.ties)
+    aligned, more = _edges(store.alignments)
+    nesting = Nesting(store.size, [(nest.child.numpy(), nest.parent.numpy()) for nest in store.nests])
+    freezes = [*store.freezes, *freezes, *more]
+    balances = _unique_balances(store.balances)
     while True:
-        components = _components(store.size, left, right)
-        roots = _freeze(components, freezes)
-        more = _unmade(store, roots)
-        if more:
-            freezes.extend(more)
+        same = nesting.settle(_components(store.size, ties))
+        if same:
+            ties = _appended(ties, same)
             continue
-        blocks, ties = _settle_blocks(balances, roots)
-        if not ties:
+        components = _components(store.size, _appended(ties, [aligned]))
+        roots = _freeze(components, _with_blocks(freezes, nesting))
+        unmade = _unmade(store, roots, nesting)
+        if unmade:
+            freezes.extend(unmade)
+            continue
+        settled = _settle_blocks(balances, roots, nesting)
+        if not (settled.aligned or settled.frozen or settled.balances):
             break
-        left = np.concatenate([left, *(pair[0] for pair in ties)])
-        right = np.concatenate([right, *(pair[1] for pair in ties)])
-    statistics = np.zeros(store.size, dtype=bool)
-    for labels in store.statistics:
-        statistics[roots[labels.numpy()]] = True
-    statistics[0] = False
-    return Resolved(roots, components, tuple(freezes), tuple(blocks), statistics)
+        aligned = _appended(aligned, settled.aligned)
+        balances.extend(settled.balances)
+        freezes.extend(Freeze(torch.from_numpy(labels), "", _CROSSING) for labels in settled.frozen)
+    statistics, rows = np.zeros((2, store.size), dtype=bool)
+    for flags, labels in ((statistics, store.statistics), (rows, store.rows)):
+        for each in labels:
+            flags[roots[each.numpy()]] = True
+        flags[0] = False
+    return Resolved(roots, nesting.outer(roots), components, tuple(freezes), settled.blocks, statistics, rows)
+
+
+def _with_blocks(freezes: list[Freeze], nesting: Nesting) -> list[Ints]:
+    """Labels that each freeze pins: those it names, and the blocks that they are in where it says so."""
+    pinned = []
+    for freeze in freezes:
+        labels = freeze.labels.numpy()
+        pinned.append(labels)
+        if freeze.whole:
+            pinned.append(nesting.around(labels))
+    return pinned
 
 
 def distinct(values: Ints) -> Ints:
@@ -74,12 +103,12 @@ def distinct_rows(matrix: Ints) -> Ints:
     return np.asarray(rows[np.argsort(rows[:, 0], kind="stable")])
 
 
-def _edges(store: LabelStore) -> tuple[Ints, Ints, list[Freeze]]:
+def _edges(ties: list[Tie]) -> tuple[Edges, list[Freeze]]:
     """Ties as two vectors of labels; ties to label 0 come back as freezes."""
     left: list[Ints] = [np.zeros(0, np.int64)]
     right: list[Ints] = [np.zeros(0, np.int64)]
     freezes = []
-    for tie in store.ties:
+    for tie in ties:
         a, b = tie.a.numpy(), tie.b.numpy()
         free = (a != 0) & (b != 0)
         if not free.all():
@@ -87,81 +116,132 @@ def _edges(store: LabelStore) -> tuple[Ints, Ints, list[Freeze]]:
             a, b = a[free], b[free]
         left.append(a)
         right.append(b)
-    return np.concatenate(left), np.concatenate(right), freezes
+    return (np.concatenate(left), np.concatenate(right)), freezes
 
 
-def _unique_matrices(store: LabelStore) -> list[Ints]:
-    """Balance matrices without repeated rows, each matrix once."""
-    found: dict[bytes, Ints] = {}
-    for balance in store.balances:
-        matrix = distinct_rows(balance.matrix.numpy())
-        if matrix.shape[0] > 1:
-            found.setdefault(matrix.tobytes() + bytes(str(matrix.shape), "ascii"), matrix)
+def _appended(edges: Edges, more: Sequence[Edges]) -> Edges:
+    return np.concatenate([edges[0], *(pair[0] for pair in more)]), np.concatenate([edges[1], *(p[1] for p in more)])
+
+
+def _unique_balances(balances: list[Balance]) -> list[_Rows]:
+    """Balances without repeated rows, each once."""
+    found: dict[bytes, _Rows] = {}
+    for balance in balances:
+        together = distinct_rows(torch.column_stack([balance.matrix, balance.around]).numpy())
+        if together.shape[0] > 1:
+            key = together.tobytes() + bytes(str(together.shape), "ascii")
+            found.setdefault(key, _Rows(np.ascontiguousarray(together[:, :-1]), together[:, -1]))
     return list(found.values())
 
 
-def _components(size: int, left: Ints, right: Ints) -> Ints:
+def _components(size: int, edges: Edges) -> Ints:
     """Smallest label of every connected component, for every label."""
-    graph = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(size, size))
+    graph = coo_array((np.ones(edges[0].size, np.int8), edges), shape=(size, size))
     _, component = connected_components(graph, directed=False)
     first = np.full(int(component.max()) + 1, size, np.int64)
     np.minimum.at(first, component, np.arange(size))
     return np.asarray(first[component], np.int64)
 
 
-def _freeze(components: Ints, freezes: list[Freeze]) -> Ints:
+def _freeze(components: Ints, pinned: list[Ints]) -> Ints:
     """Roots, with 0 for every component that any freeze touches."""
     gone = np.zeros(components.size, dtype=bool)
-    for freeze in freezes:
-        gone[components[freeze.labels.numpy()]] = True
+    for labels in pinned:
+        gone[components[labels]] = True
     return np.where(gone[components], 0, components)
 
 
-def _unmade(store: LabelStore, roots: Ints) -> list[Freeze]:
-    """Freeze channels that no layer computes (constant inputs, tables): removing them would remove data."""
+def _unmade(store: LabelStore, roots: Ints, nesting: Nesting) -> list[Freeze]:
+    """Freeze channels that no layer computes (constant inputs, tables): removing them would remove data.
+
+    A block is made when any of its channels is.
+    """
     made = np.zeros(roots.size, dtype=bool)
-    made[0] = True
     for labels in (*store.producers, *store.retired):
         made[roots[labels.numpy()]] = True
+        made[roots[nesting.around(labels.numpy())]] = True
+    made[0] = True
     lonely = np.flatnonzero(~made[roots])
-    return [Freeze(torch.from_numpy(lonely), "", _UNMADE)] if lonely.size else []
+    return [Freeze(torch.from_numpy(lonely), "", _UNMADE, whole=False)] if lonely.size else []
 
 
-def _settle_blocks(balances: list[Ints], roots: Ints) -> tuple[list[Ints], list[tuple[Ints, Ints]]]:
-    """Blocks that can be kept balanced freely, and ties for those that cannot.
+@dataclass(frozen=True)
+class _Rows:
+    """A balance as arrays: ``matrix`` ``(rows, width)`` of labels and the labels ``around`` its rows ``(rows,)``."""
+
+    matrix: Ints
+    around: Ints
+
+
+@dataclass
+class _Settled:
+    """What a round over all balances found: blocks, and what has to be done before the next round."""
+
+    blocks: tuple[Ints, ...] = ()
+    aligned: list[Edges] = field(default_factory=list)
+    balances: list[_Rows] = field(default_factory=list)
+    frozen: list[Ints] = field(default_factory=list)
+
+
+def _settle_blocks(balances: list[_Rows], roots: Ints, nesting: Nesting) -> _Settled:
+    """Blocks that can be kept balanced freely, and alignments for those that cannot.
 
     A matrix is clean when each row holds distinct free channels and two rows hold the same channels or none in common.
-    Anything else (frozen entries, overlaps, two ways of cutting the same channels) falls back to tying positions
+    Anything else (frozen entries, overlaps, two ways of cutting the same channels) falls back to aligning positions
     across rows, which keeps every row's count equal whatever is removed.
+
+    Smaller blocks that go whole must leave the rows equal too: they are balanced themselves, or they stay.
     """
-    clean: list[tuple[Ints, Ints]] = []
-    ties: list[tuple[Ints, Ints]] = []
-    for raw in balances:
-        matrix = roots[raw]
-        if (matrix == matrix[:1]).all():
+    result = _Settled()
+    clean: list[Edges] = []
+    known = {balance.matrix.tobytes() for balance in balances}
+    for balance in balances:
+        raw = balance.matrix
+        matrix, inner = roots[raw], nesting.inner(raw, balance.around, roots)
+        if inner is not None and inner.larger.size:
+            result.frozen.append(inner.larger)
             continue
+        if (matrix == matrix[:1]).all() and (inner is None or (inner.roots == inner.roots[:1]).all()):
+            continue
+        if inner is not None:
+            smaller = _partition(inner)
+            if smaller is None:
+                result.frozen.append(inner.found)
+            elif smaller.tobytes() not in known:
+                result.balances.append(_Rows(smaller, balance.around))
         rows = distinct_rows(np.sort(matrix, axis=1))
         if rows.shape[0] == 1:
             continue
         if (matrix != 0).all() and distinct(rows).size == rows.size:
             clean.append((rows, raw))
+        elif inner is None:
+            result.aligned.append(_columns(raw))
         else:
-            ties.append(_columns(raw))
-    blocks = _compatible(clean, ties, roots.size)
-    return blocks, ties
+            result.frozen.append(inner.found)
+    result.blocks = tuple(_compatible(clean, result.aligned, roots.size))
+    return result
 
 
-def _columns(raw: Ints) -> tuple[Ints, Ints]:
-    """Ties of every row to the first one, position by position."""
+def _partition(inner: Inner) -> Ints | None:
+    """Blocks ``(rows, count)`` that divide every row of a matrix into as many equal parts; None where they do not."""
+    if inner.tangled or (inner.roots == 0).any():
+        return None
+    parts = [np.unique(row, return_counts=True) for row in inner.roots]
+    same = all(found.size == parts[0][0].size and (count == parts[0][1][0]).all() for found, count in parts)
+    return np.stack([found for found, _ in parts]) if same else None
+
+
+def _columns(raw: Ints) -> Edges:
+    """Matches of every row to the first one, position by position."""
     first = np.broadcast_to(raw[:1], raw.shape)
     return raw[1:].reshape(-1), np.ascontiguousarray(first[1:]).reshape(-1)
 
 
-def _compatible(clean: list[tuple[Ints, Ints]], ties: list[tuple[Ints, Ints]], size: int) -> list[Ints]:
+def _compatible(clean: list[Edges], ties: list[Edges], size: int) -> list[Ints]:
     """One set of blocks per set of channels, the finest cut.
 
     A cut whose rows are made of whole blocks of a finer one (q, k, v made of heads) holds as soon as all these blocks
-    keep equal counts, so their sets become one. Cuts that overlap in any other way are tied instead.
+    keep equal counts, so their sets become one. Cuts that overlap in any other way are aligned instead.
     """
     cuts = _Cuts(size)
     for rows, raw in sorted(clean, key=lambda cut: (cut[0].shape[1], -cut[0].shape[0])):

@@ -34,7 +34,7 @@ def magnitude(request: Request) -> dict[GroupId, Values]:
     squares = np.zeros(coupling.total + 1)
     biases = _biases(request.traced.graph)
     for name, tensor in tensors_read(request.traced).items():
-        labels = coupling.parameter_labels(name)
+        labels = coupling.channels_in(coupling.parameter_labels(name))
         if labels and isinstance(tensor, nn.Parameter) and name not in biases:
             _add_squares(squares, name, tensor, labels)
     norms = np.sqrt(squares)
@@ -70,7 +70,7 @@ def _add_squares(squares: Values, name: str, tensor: Tensor, labels: Sequence[La
     Shapes: squares ``(N + 1,)``; each label array broadcasts to the parameter.
     """
     weights = tensor.detach()
-    arrays = [torch.from_numpy(array).to(weights.device) for array in _distinct(labels)]
+    arrays = [torch.from_numpy(array).to(weights.device) for array in labels]
     for position, array in enumerate(arrays):
         counted = weights
         for other in arrays[:position]:
@@ -82,7 +82,3 @@ def _add_squares(squares: Values, name: str, tensor: Tensor, labels: Sequence[La
         squares += np.bincount(array.reshape(-1).cpu().numpy(), weights=summed, minlength=squares.size)
     if not np.isfinite(squares).all():
         raise WeightsError(f"parameter '{name}' has NaN or infinite values; magnitude cannot rank its channels")
-
-
-def _distinct(labels: Sequence[Labels]) -> list[Labels]:
-    return list({(array.shape, array.tobytes()): array for array in labels}.values())

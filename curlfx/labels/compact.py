@@ -16,23 +16,34 @@ Ints = npt.NDArray[np.int64]
 
 
 def kept_along(shape: Sequence[int], arrays: Sequence[Ints], alive: Bools, axis: int) -> Bools:
-    """Which positions of an axis stay, per position of the axes outside it.
+    """Which positions of an axis stay, one row for every position of the axes outside it that is left.
 
     Args:
         shape: Shape of the tensor.
-        arrays: Its channel numbers, broadcastable to ``shape``.
-        alive: ``(N + 1,)`` which channels stay.
-        axis: The axis; only arrays whose innermost varying axis it is decide about it.
+        arrays: Its cell numbers, broadcastable to ``shape``.
+        alive: ``(cells + 1,)`` which cells stay.
+        axis: The axis; only arrays whose innermost varying axis it is decide about it. Arrays that end further out
+            decide which blocks there are.
 
     Returns:
-        Bool array with as many axes as ``shape``, size 1 where it does not vary and ``shape[axis]`` at ``axis``.
+        Bool matrix ``(rows, shape[axis])``; no rows where no block is left.
     """
-    kept = np.ones([1 if other != axis else size for other, size in enumerate(shape)], dtype=bool)
+    deciding = [array for array in arrays if _end(array) == axis]
+    crossed = {other for array in deciding for other in range(axis) if array.shape[other] > 1}
+    kept = np.ones([1] * axis + [shape[axis]], dtype=bool)
+    for array in deciding:
+        kept = kept & alive[array].reshape(array.shape[: axis + 1])
+    blocks = np.ones([1] * axis, dtype=bool)
     for array in arrays:
-        varying = [other for other, size in enumerate(array.shape) if size > 1]
-        if varying and varying[-1] == axis:
-            kept = kept & alive[array]
-    return kept
+        if _end(array) < axis and any(array.shape[other] > 1 for other in crossed):
+            blocks = blocks & alive[array].reshape(array.shape[:axis])
+    together = np.broadcast_shapes(kept.shape[:-1], blocks.shape)
+    return np.asarray(np.broadcast_to(kept, (*together, shape[axis]))[np.broadcast_to(blocks, together)])
+
+
+def _end(array: Ints) -> int:
+    """The innermost axis along which an array varies, -1 for none."""
+    return max((axis for axis, size in enumerate(array.shape) if size > 1), default=-1)
 
 
 def kept_shape(shape: Sequence[int], arrays: Sequence[Ints], alive: Bools) -> tuple[int, ...]:
@@ -42,20 +53,23 @@ def kept_shape(shape: Sequence[int], arrays: Sequence[Ints], alive: Bools) -> tu
         prevented both).
     """
     result = []
+    ends = {_end(array) for array in arrays}
     for axis, size in enumerate(shape):
-        kept = kept_along(shape, arrays, alive, axis)
-        counts = kept.sum(axis=axis)
-        if (counts != counts.flat[0]).any():
-            raise InvariantError(
-                f"axis {axis} of a tensor of shape {tuple(shape)} would keep between {counts.min()} and {counts.max()} "
-                "channels per block; a bug of curlfx, please report it with the network"
-            )
-        if size and not counts.flat[0]:
+        if axis not in ends:
+            result.append(size)
+            continue
+        counts = kept_along(shape, arrays, alive, axis).sum(axis=1)
+        if not counts.size or (size and not counts[0]):
             raise InvariantError(
                 f"nothing would remain of axis {axis} of a tensor of shape {tuple(shape)}; "
                 "a bug of curlfx, please report it with the network"
             )
-        result.append(int(counts.flat[0]) if size > 1 else size)
+        if (counts != counts[0]).any():
+            raise InvariantError(
+                f"axis {axis} of a tensor of shape {tuple(shape)} would keep between {counts.min()} and {counts.max()} "
+                "channels per block; a bug of curlfx, please report it with the network"
+            )
+        result.append(int(counts[0]))
     return tuple(result)
 
 
@@ -70,7 +84,7 @@ def compact(tensor: Tensor, arrays: Sequence[Ints], alive: Bools) -> Tensor:
     if all(sum(size > 1 for size in array.shape) <= 1 for array in arrays):
         for axis, size in enumerate(shape):
             if size != tensor.shape[axis]:
-                positions = np.flatnonzero(kept_along(tensor.shape, arrays, alive, axis))
+                positions = np.flatnonzero(kept_along(tensor.shape, arrays, alive, axis)[0])
                 tensor = tensor.index_select(axis, torch.from_numpy(positions).to(tensor.device))
         return tensor
     mask = np.ones([1] * tensor.ndim, dtype=bool)

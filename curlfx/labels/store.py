@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from curlfx.labels.arrays import along, first_along, rows, support
+from curlfx.labels.arrays import along, compress, first_along, rows, support
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,38 @@ class Tie:
 
 
 @dataclass(frozen=True)
+class Nest:
+    """Labels ``(n,)`` that go when the labels ``(n,)`` of their blocks go, and the FX node that says so."""
+
+    child: Tensor
+    parent: Tensor
+    node: str
+
+
+@dataclass(frozen=True)
 class Freeze:
-    """Labels ``(n,)`` that must stay, the FX node that pins them, and the reason in words."""
+    """Labels ``(n,)`` that must stay, the FX node that pins them, and the reason in words.
+
+    Attributes:
+        whole: Whether the blocks they are in must stay too; if not, they stay as long as their block does.
+    """
 
     labels: Tensor
     node: str
     reason: str
+    whole: bool = True
 
 
 @dataclass(frozen=True)
 class Balance:
-    """Matrix of labels ``(rows, columns)``: every row must keep the same number of channels."""
+    """Matrix of labels ``(rows, columns)``: every row that is left must keep the same number of channels.
+
+    Attributes:
+        around: ``(rows,)`` labels that say which rows are left; 0 for those that stay.
+    """
 
     matrix: Tensor
+    around: Tensor
     node: str
 
 
@@ -63,24 +82,32 @@ class LabelStore:
     Label 0 is *frozen*; fresh labels start at 1. Everything is recorded as arrays, never as an object per channel.
 
     Attributes:
+        alignments: Labels in different blocks at matching positions: kept alike, yet no block needs another.
+        nests: Labels beside the labels of the blocks they are in (a channel in its head).
+        rows: Labels made for blocks.
         producers: Labels that some layer computes (the output axis of a contraction's weight, an embedding's rows).
         statistics: Labels that a normalisation averages over (LayerNorm, GroupNorm).
         retired: Labels of axes that got an array of another shape (``relabelled``, by parameter); they name nothing.
         attached: Retired labels beside the labels that took their place, for explanations only.
-        reads: ``(node, input)`` pairs: at that node, that input is summed over channels; gates go there.
+        reads: ``(node, input, axes)``: at that node, that input is summed over the channels along these axes (None:
+            over all of its channels); gates go there.
     """
 
     origins: list[Origin] = field(default_factory=list)
     ties: list[Tie] = field(default_factory=list)
+    alignments: list[Tie] = field(default_factory=list)
+    nests: list[Nest] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
     freezes: list[Freeze] = field(default_factory=list)
     balances: list[Balance] = field(default_factory=list)
     producers: list[Tensor] = field(default_factory=list)
     statistics: list[Tensor] = field(default_factory=list)
-    reads: list[tuple[str, str]] = field(default_factory=list)
+    reads: list[tuple[str, str, tuple[int, ...] | None]] = field(default_factory=list)
     retired: list[Tensor] = field(default_factory=list)
     attached: list[Tie] = field(default_factory=list)
     relabelled: dict[str, tuple[Tensor, ...] | list[tuple[Tensor, ...]]] = field(default_factory=dict)
     size: int = 1
+    _parents: Tensor = field(default_factory=lambda: torch.zeros(1024, dtype=torch.int64), repr=False)
 
     def fresh(self, count: int, name: str, axis: int, *, parameter: bool) -> Tensor:
         """Make ``count`` new labels ``(count,)`` owned by an axis of a parameter or node."""
@@ -100,23 +127,81 @@ class LabelStore:
         left, right = torch.broadcast_tensors(a, b)
         self.ties.append(Tie(left.reshape(-1), right.reshape(-1), node))
 
-    def freeze(self, array: Tensor, node: str, reason: str) -> None:
-        """Record that every label of ``array`` must stay."""
-        self.freezes.append(Freeze(array.reshape(-1), node, reason))
+    def align(self, a: Tensor, b: Tensor, node: str) -> None:
+        """Record that two arrays, broadcast against each other, keep matching positions, each in blocks of its own."""
+        left, right = torch.broadcast_tensors(a, b)
+        self.alignments.append(Tie(left.reshape(-1), right.reshape(-1), node))
 
-    def balance(self, array: Tensor, node: str) -> None:
-        """Require equal kept counts along the last varying axis of ``array``, for every position of the others."""
+    def nest(self, child: Tensor, parent: Tensor, node: str) -> None:
+        """Record that the labels of ``child`` go with those of ``parent``, broadcast to it."""
+        inner, outer = child.reshape(-1), parent.expand(child.shape).reshape(-1)
+        self.nests.append(Nest(inner, outer, node))
+        known = self._parent(inner)
+        self._parents[inner] = torch.where(known == 0, outer, known)
+
+    def freeze(self, array: Tensor, node: str, reason: str) -> None:
+        """Record that every label of ``array`` must stay.
+
+        Where the array varies along several axes, its blocks have an array of their own, which this does not touch.
+        """
+        self.freezes.append(Freeze(array.reshape(-1), node, reason, whole=len(support(array)) < 2))
+
+    def balance(self, array: Tensor, around: Tensor | None, node: str) -> None:
+        """Require equal kept counts along the last varying axis of ``array``, for every position of the others.
+
+        Args:
+            array: The labels.
+            around: Labels of those other positions, broadcastable to ``array``; None where all of them stay.
+            node: FX node that requires it.
+        """
         if len(support(array)) > 1:
-            self.balances.append(Balance(rows(array), node))
+            matrix = rows(array)
+            outer = torch.zeros(1, dtype=torch.int64) if around is None else rows(around.expand(array.shape))[:, 0]
+            self.balances.append(Balance(matrix, outer.expand(len(matrix)), node))
+
+    def blocks(self, array: Tensor, node: str) -> list[Tensor]:
+        """Balance an array, and give its blocks labels: one array for every run of outer axes.
+
+        Shapes: array varying along axes ``(a, …, y, z)``; result arrays that vary along ``(a, …, y)``, …, ``(a,)`` at
+        most. Blocks that have labels already keep them.
+        """
+        result: list[Tensor] = []
+        while len(axes := support(array)) > 1:
+            outer = self._parent(array).narrow(axes[-1], 0, 1)
+            if not bool((outer != 0).all()) or not self._names_blocks(array, outer):
+                different, which = torch.unique(rows(array), dim=0, return_inverse=True)
+                labels = self.fresh(len(different), node, axes[-2], parameter=False)
+                self.rows.append(labels)
+                outer = labels[which].reshape(outer.shape)
+                self.nest(array, outer, node)
+            self.balance(array, outer, node)
+            array = compress(outer)
+            result.append(array)
+        return result
 
     def project(self, array: Tensor, axes: tuple[int, ...], node: str) -> Tensor:
-        """Make the labels vary along ``axes`` only: positions that differ elsewhere are tied to the first one."""
+        """Make the labels vary along ``axes`` only: new labels, aligned with every position of the other axes."""
         others = tuple(axis for axis in support(array) if axis not in axes)
         if not others:
             return array
         first = first_along(array, others)
-        self.tie(array, first, node)
-        return first
+        shared = self.fresh(first.numel(), node, max(support(first), default=0), parameter=False).reshape(first.shape)
+        self.align(array, shared, node)
+        return shared
+
+    def _names_blocks(self, array: Tensor, known: Tensor) -> bool:
+        """Whether ``known`` tells the blocks of an array apart: one label for each, and another for every other."""
+        if not bool((self._parent(array) == known).all()):
+            return False
+        return len(torch.unique(rows(array), dim=0)) == len(torch.unique(known))
+
+    def _parent(self, labels: Tensor) -> Tensor:
+        """The block that each label was first said to be in, 0 for none."""
+        if self._parents.numel() < self.size:
+            grown = torch.zeros(2 * self.size, dtype=torch.int64)
+            grown[: self._parents.numel()] = self._parents
+            self._parents = grown
+        return self._parents[labels]
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Fresh labels for every axis longer than 1 of a parameter, one array per axis."""

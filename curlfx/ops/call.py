@@ -108,19 +108,27 @@ class OpCall:
         for array in (arrays,) if isinstance(arrays, Tensor) else arrays:
             self.store.freeze(array, self.node.name, reason)
 
-    def balance(self, array: Tensor) -> None:
-        """Equal kept counts along the last varying axis, for every position of the others."""
-        self.store.balance(array, self.node.name)
+    def balance(self, array: Tensor, around: Tensor | None) -> None:
+        """Equal kept counts along the last varying axis, for every position of the others that ``around`` leaves."""
+        self.store.balance(array, around, self.node.name)
+
+    def blocks(self, array: Tensor) -> list[Tensor]:
+        """As :meth:`balance`, and labels for the blocks themselves, outermost axes last."""
+        return self.store.blocks(array, self.node.name)
+
+    def nest(self, child: Tensor, parent: Tensor) -> None:
+        """The labels of ``child`` go with those of ``parent``, broadcast to it."""
+        self.store.nest(child, parent, self.node.name)
 
     def project(self, array: Tensor, axes: tuple[int, ...]) -> Tensor:
-        """Make the labels vary along ``axes`` only (ties the rest)."""
+        """Make the labels vary along ``axes`` only (the same positions stay everywhere else)."""
         return self.store.project(array, axes, self.node.name)
 
-    def read(self, of: str | Node) -> None:
-        """Record that the argument is summed over its channels here: a gate belongs in front of it."""
+    def read(self, of: str | Node, axes: Sequence[int] | None = None) -> None:
+        """Record that the argument is summed over ``axes`` here, or over all of its labels: gates go in front of it."""
         node = self.arg(of) if isinstance(of, str) else of
         if isinstance(node, Node) and node.op != "get_attr" and self.arrays(node):
-            self.store.reads.append((self.node.name, node.name))
+            self.store.reads.append((self.node.name, node.name, None if axes is None else tuple(axes)))
 
     def relabel(self, of: str, axis: int, matrix: Tensor) -> None:
         """Replace a parameter's labels along ``axis`` by an array that varies along other axes too (grouped weights).
@@ -152,7 +160,7 @@ class OpCall:
     def keep_only(self, arrays: Arrays, axes: Sequence[int], reason: str) -> Arrays:
         """The arrays as they vary along ``axes`` only.
 
-        Labels whose innermost axis is another one are frozen with ``reason``; outer axes (blocks) are tied together.
+        Labels whose innermost axis is another one are frozen with ``reason``; along outer axes (blocks) the same positions stay.
         """
         allowed = set(axes)
         result = []

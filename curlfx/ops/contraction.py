@@ -10,6 +10,7 @@ from curlfx.ops.contract import Factor, contract
 from curlfx.ops.meet import Operand, meet
 
 _BATCH = "ABCDEFGHIJ"
+_QKV = ("query", "key", "value")
 
 
 def with_bias(call: OpCall, arrays: Arrays, bias: str, axis: int) -> Arrays:
@@ -23,9 +24,9 @@ def with_bias(call: OpCall, arrays: Arrays, bias: str, axis: int) -> Arrays:
     return meet(call, [Operand(arrays, call.out_shape), Operand(laid, tuple(shape))])
 
 
-def factor(call: OpCall, of: str | Node, letters: str) -> Factor:
-    """An argument as an operand of a contraction, marked as read by it."""
-    call.read(of)
+def factor(call: OpCall, of: str | Node, letters: str, out: str) -> Factor:
+    """An argument as an operand of a contraction, marked as read by it along the axes that ``out`` lacks."""
+    call.read(of, [axis for axis, letter in enumerate(letters) if letter not in out])
     return Factor(call.arrays(of), call.shape(of), letters)
 
 
@@ -36,7 +37,8 @@ def linear(call: OpCall) -> Arrays:
     Source: aten/src/ATen/native/Linear.cpp.
     """
     rows = _BATCH[: len(call.shape("input")) - 1]
-    out = contract(call, [factor(call, "input", rows + "c"), factor(call, "weight", "kc")], rows + "k")
+    result = rows + "k"
+    out = contract(call, [factor(call, "input", rows + "c", result), factor(call, "weight", "kc", result)], result)
     _produced(call, "weight", 0)
     return with_bias(call, out, "bias", len(rows))
 
@@ -57,7 +59,7 @@ def _matmul(call: OpCall, first: Node, second: Node) -> Arrays:
     left = "k" if n == 1 else letters[len(letters) - (n - 2) :] + "mk"
     right = "k" if m == 1 else letters[len(letters) - (m - 2) :] + "kn"
     out = letters + ("m" if n > 1 else "") + ("n" if m > 1 else "")
-    result = contract(call, [factor(call, first, left), factor(call, second, right)], out)
+    result = contract(call, [factor(call, first, left, out), factor(call, second, right, out)], out)
     for node, axes, axis in ((first, n, n - 2), (second, m, m - 1)):
         if node.op == "get_attr" and axes > 1:
             _produced(call, node, axis)
@@ -87,7 +89,7 @@ def einsum(call: OpCall) -> Arrays:
         for tensor in tensors:
             call.freeze(call.arrays(tensor), f"einsum {equation} is not followed")
         return ()
-    result = contract(call, [factor(call, t, x) for t, x in zip(tensors, inputs, strict=True)], out)
+    result = contract(call, [factor(call, t, x, out) for t, x in zip(tensors, inputs, strict=True)], out)
     for tensor, letters in zip(tensors, inputs, strict=True):
         if tensor.op == "get_attr":
             for axis, letter in enumerate(letters):
@@ -99,25 +101,38 @@ def einsum(call: OpCall) -> Arrays:
 def attention(call: OpCall) -> Arrays:
     """Labels of ``aten.scaled_dot_product_attention``: two contractions with a softmax over keys between.
 
+    With grouped queries every head of key and value serves several neighbouring heads of the query.
+
     Shapes: query ``(..., L, E)``, key ``(..., S, E)``, value ``(..., S, V)``, output ``(..., L, V)``.
     Source: the formula in the documentation of ``torch.nn.functional.scaled_dot_product_attention``.
     """
-    names = ("query", "key", "value")
-    ndim = len(call.shape("query"))
-    batch = _BATCH[: ndim - 2]
-    if call.number("enable_gqa", False) or any(len(call.shape(name)) != ndim for name in names):
-        for name in names:
-            call.freeze(call.arrays(name), "grouped-query attention shares heads between queries")
+    ndim = len(call.out_shape)
+    if any(len(call.shape(name)) != ndim for name in ("query", "key", "value")):
+        for name in ("query", "key", "value"):
+            call.freeze(call.arrays(name), "attention of tensors of different ranks")
         return ()
-    query, key, value = (factor(call, name, batch + x) for name, x in zip(names, ("le", "se", "sv"), strict=True))
-    scores = contract(call, [query, key], batch + "ls")
+    batch = _BATCH[: ndim - 2]
     keys = len(batch) + 1
+    query, key, value = (_headed(call, name, batch + x) for name, x in zip(_QKV, ("le", "se", "sv"), strict=True))
+    scores = contract(call, [query, key], batch + "ls")
     scores = call.keep_only(scores, range(keys), "a softmax runs over these")
     shape = (*call.out_shape[:-1], call.shape("key")[-2])
     if call.has("attn_mask"):
         mask = Operand(call.arrays("attn_mask"), call.shape("attn_mask"))
         scores = call.keep_only(meet(call, [Operand(scores, shape), mask]), range(keys), "a softmax runs over these")
     return contract(call, [Factor(scores, shape, batch + "ls"), value], batch + "lv")
+
+
+def _headed(call: OpCall, name: str, letters: str) -> Factor:
+    """One of query, key and value, with as many heads as the query has; the axis that is summed is read."""
+    axis = len(letters) - (2 if name == "value" else 1)
+    call.read(name, [axis])
+    arrays, shape, heads = call.arrays(name), call.shape(name), len(letters) - 3
+    if not call.number("enable_gqa", False) or shape[heads] == call.shape("query")[heads]:
+        return Factor(arrays, shape, letters)
+    times = call.shape("query")[heads] // shape[heads]
+    repeated = [a.repeat_interleave(times, heads) if a.shape[heads] > 1 else a for a in arrays]
+    return Factor(tuple(repeated), (*shape[:heads], shape[heads] * times, *shape[heads + 1 :]), letters)
 
 
 def embedding(call: OpCall) -> Arrays:

@@ -41,10 +41,8 @@ def _dispatch(call: OpCall, *, out_axis: int, in_axis: int) -> Arrays:
         return _refuse(call, out_axis, "grouped convolution with a computed weight")
     elif groups == channels and (out_axis == 0 or call.shape("weight")[1] == 1):
         arrays = _depthwise(call, channels)
-    elif out_axis == 0:
-        arrays = _grouped(call, groups)
     else:
-        return _refuse(call, out_axis, "grouped transposed convolution")
+        arrays = _grouped(call, groups, in_axis)
     return with_bias(call, arrays, "bias", 1)
 
 
@@ -60,7 +58,7 @@ def _dense(call: OpCall, out_axis: int, in_axis: int) -> Arrays:
     space = len(call.shape("input")) - 2
     letters = ["", ""]
     letters[out_axis], letters[in_axis] = "k", "c"
-    call.read("input")
+    call.read("input", [1])
     call.produce([array for array in call.arrays("weight") if support(array) == (out_axis,)])
     factors = [
         Factor(call.arrays("input"), call.shape("input"), "nc" + _IN[:space]),
@@ -106,30 +104,43 @@ def _depthwise(call: OpCall, channels: int) -> Arrays:
     return (*batch, along(out, len(call.out_shape), 1))
 
 
-def _grouped(call: OpCall, groups: int) -> Arrays:
-    """Groups keep equal numbers of input and of output channels, at positions of their own.
+def _grouped(call: OpCall, groups: int, in_axis: int) -> Arrays:
+    """Groups keep equal numbers of input and of output channels, at positions of their own; or go whole.
 
-    The weight's columns then differ from group to group: its second axis is labelled by a matrix ``(K, C / groups)``.
+    The weight's second axis then differs from group to group: it is labelled by a matrix, ``(K, C / groups)``, or
+    ``(C, K / groups)`` for a transposed convolution. A group has one label at both ends.
     """
     _freeze_kernel(call)
-    weight = call.shape("weight")
-    per_group = weight[1]
+    shape = call.shape("weight")
     vector, batch = _channel_vector(call)
-    out = _axis_labels(call, 0)
-    columns = _axis_labels(call, 1)
+    rows, columns = _axis_labels(call, 0), _axis_labels(call, 1)
+    out = rows if in_axis == 1 else _fresh_outputs(call, groups)
     if out is None or vector is None:
-        call.produce([] if out is None else [out])
-        call.freeze([labels for labels in (out, vector, columns) if labels is not None], _UNLABELLED_GROUPS)
+        stuck = [labels for labels in (rows, vector, columns, out) if labels is not None]
+        call.produce([labels for labels in (out,) if labels is not None])
+        call.freeze(stuck, _UNLABELLED_GROUPS)
         return batch
-    if weight[0] == groups:
-        call.freeze([out], "every group of the convolution makes only this one channel, and whole groups stay")
-    else:
-        call.balance(out.reshape(groups, -1))
     call.produce([out])
-    call.read("input")
-    if per_group > 1:
-        matrix = vector.reshape(groups, 1, per_group).expand(groups, weight[0] // groups, per_group)
-        matrix = matrix.reshape((weight[0], per_group) + (1,) * (len(weight) - 2))
-        call.balance(vector.reshape(groups, per_group))
-        call.relabel("weight", 1, matrix)
+    call.read("input", [1])
+    if in_axis == 0 and rows is not None:
+        call.tie(vector, rows)
+    call.tie(_groups_of(call, vector, groups), _groups_of(call, out, groups))
+    inner = vector if in_axis == 1 else out
+    if shape[1] > 1:
+        matrix = inner.reshape(groups, 1, shape[1]).expand(groups, shape[0] // groups, shape[1])
+        call.relabel("weight", 1, matrix.reshape((*shape[:2],) + (1,) * (len(shape) - 2)))
     return (*batch, along(out, len(call.out_shape), 1))
+
+
+def _groups_of(call: OpCall, vector: Tensor, groups: int) -> Tensor:
+    """Labels ``(groups,)`` for the groups of channels ``(C,)``: the channels themselves where each has one."""
+    if vector.numel() == groups:
+        return vector
+    (found,) = call.blocks(vector.reshape(groups, -1))
+    return flat(found)
+
+
+def _fresh_outputs(call: OpCall, groups: int) -> Tensor:
+    """Labels ``(K,)`` of the output of a transposed convolution; no axis of the weight has one for each."""
+    count = groups * call.shape("weight")[1]
+    return call.store.fresh(count, call.node.name, 1, parameter=False)

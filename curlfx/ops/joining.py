@@ -125,7 +125,8 @@ def _padded(call: OpCall, array: Tensor, axis: int, before: int, after: int) -> 
         size = int(torch.tensor(shape).prod())
         pieces.append(call.store.fresh(size, call.node.name, axis, parameter=False).reshape(shape))
     padded = torch.cat([pieces[0], array, pieces[1]], axis)
-    call.balance(padded)
+    outer = [other for other in call.arrays(call.tensors()[0]) if support(other) == support(array)[:-1]]
+    call.balance(padded, outer[0] if outer else None)
     return padded
 
 

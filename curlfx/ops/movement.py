@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from curlfx.labels.arrays import Arrays, along, compress, support
+from curlfx.labels.arrays import Arrays, Support, along, compress, support
 from curlfx.ops.call import Emission, OpCall, Shape, concrete
 from curlfx.ops.meet import Operand, meet
 
@@ -17,13 +17,15 @@ from curlfx.ops.meet import Operand, meet
 def reshaped(call: OpCall) -> Arrays:
     """Labels of view, reshape, flatten, unflatten, squeeze …: row-major order stays.
 
-    Where one labelled axis becomes several, the kept channels must stay rectangular: equal counts per block.
+    Where one labelled axis becomes several, the kept channels must stay rectangular: equal counts per block, and every
+    block gets a label of its own. Where axes merge, channels are nested in the blocks that they came from.
 
     Shapes: input any, output any of the same number of elements.
     """
     source = call.tensors()[0]
     cuts = _cuts(call.shape(source), call.out_shape)
-    return _rectangular(call, tuple(_relaid(array, cuts) for array in call.arrays(source)))
+    laid = [(support(array), _relaid(array, cuts)) for array in call.arrays(source)]
+    return _rectangular(call, _merged(call, laid))
 
 
 def reshaped_as(call: OpCall) -> Arrays:
@@ -36,7 +38,7 @@ def reshaped_as(call: OpCall) -> Arrays:
 
 
 def permuted(call: OpCall) -> Arrays:
-    """Labels of permute, transpose, movedim …: where block and channel axes trade places, positions are tied."""
+    """Labels of permute, transpose, movedim …: where block and channel axes trade places, blocks keep like positions."""
     order = _order(call)
     result: list[Tensor] = []
     for array in call.arrays(call.tensors()[0]):
@@ -179,10 +181,46 @@ def _execute(call: OpCall, array: Tensor) -> Any:
 
 
 def _rectangular(call: OpCall, arrays: Arrays) -> Arrays:
-    """Parts of blocks stay rectangular too."""
+    """The arrays, and labels for blocks that have none yet; channels keep equal counts per block."""
+    result = list(arrays)
+    known = {support(array): array for array in arrays}
     for array in arrays:
-        call.balance(array)
-    return arrays
+        around = known.get(support(array)[:-1]) if len(support(array)) > 1 else None
+        if around is not None:
+            call.balance(array, around)
+            call.nest(array, around)
+            continue
+        for block in call.blocks(array):
+            if support(block) not in known:
+                known[support(block)] = block
+                result.append(block)
+    return tuple(result)
+
+
+def _merged(call: OpCall, laid: Sequence[tuple[Support, Tensor]]) -> Arrays:
+    """One array per set of axes: where several end up along the same axes, the innermost is nested in the others.
+
+    Args:
+        call: The call, for recording.
+        laid: Arrays of the result, and the axes along which they varied before.
+    """
+    found: dict[Support, list[tuple[Support, Tensor]]] = {}
+    for before, array in laid:
+        found.setdefault(support(array), []).append((before, array))
+    result = []
+    for after, members in found.items():
+        if len(members) == 1 or not after:
+            result.extend(array for _, array in members)
+            continue
+        (inner, child), *others = sorted(members, key=lambda member: (member[0][-1], len(member[0])), reverse=True)
+        if any(not set(before) <= set(inner) for before, _ in others):
+            own = call.store.fresh(child.numel(), call.node.name, after[-1], parameter=False).reshape(child.shape)
+            call.store.align(own, child, call.node.name)
+            child = own
+        for _, parent in others:
+            call.nest(child, parent)
+        result.append(child)
+    return tuple(result)
 
 
 def _cuts(old: Shape, new: Shape) -> list[tuple[Shape, Shape]]:

@@ -33,7 +33,7 @@ def instance_norm(call: OpCall) -> Arrays:
 
 
 def group_norm(call: OpCall) -> Arrays:
-    """Labels of ``aten.group_norm``: groups keep equal counts; the statistics of a group change (reported).
+    """Labels of ``aten.group_norm``: groups keep equal counts or go whole; a group's statistics change (reported).
 
     Shapes: input ``(N, C, *)``, weight and bias ``(C,)``.
     """
@@ -42,7 +42,7 @@ def group_norm(call: OpCall) -> Arrays:
     arrays = _per_channel(call, arrays, ("weight", "bias"))
     for array in arrays:
         if support(array) == (1,) and groups < array.numel():
-            call.balance(flat(array).reshape(groups, -1))
+            call.blocks(flat(array).reshape(groups, -1))
             call.store.statistics.append(flat(array))
     return arrays
 

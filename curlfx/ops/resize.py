@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from curlfx.errors import InvariantError
 from curlfx.labels.compact import Bools
 from curlfx.ops.joining import padding
 from curlfx.ops.movement import followed_axis
@@ -237,15 +238,23 @@ def conv_groups(call: Resizing) -> None:
         return
     channels, weight = call.new(call.get("input"))[1], call.new(call.get("weight"))
     groups = channels // weight[1]
+    left = {int(call.kept(of, 1).reshape(call.get("groups"), -1).any(1).sum()) for of in (call.get("input"), call.node)}
+    if left != {groups}:
+        raise InvariantError(
+            f"convolution '{call.node.name}' would keep {groups} groups of inputs, of its outputs those of {left}; "
+            "a bug of curlfx, please report it with the network"
+        )
     if groups != call.get("groups"):
         call.set("groups", groups)
 
 
-def depthwise_groups(call: Resizing) -> None:
-    """Transposed convolution: groups follow the channels where it is depthwise, else they stay."""
-    source = call.get("input")
-    if call.get("groups", 1) == call.old(source)[1] != call.new(source)[1]:
-        call.set("groups", call.new(source)[1])
+def transposed_groups(call: Resizing) -> None:
+    """Transposed convolution: groups are output channels over channels per group."""
+    if call.get("groups", 1) == 1 or isinstance(call.get("groups"), Node):
+        return
+    groups = call.new(call.node)[1] // call.new(call.get("weight"))[1]
+    if groups != call.get("groups"):
+        call.set("groups", groups)
 
 
 def norm_shape(call: Resizing) -> None:
@@ -257,10 +266,11 @@ def norm_shape(call: Resizing) -> None:
 
 
 def norm_groups(call: Resizing) -> None:
-    """group_norm with one channel per group: groups follow the channels."""
-    old, new = call.old(call.source())[1], call.new(call.source())[1]
-    if call.get("num_groups") == old and new != old:
-        call.set("num_groups", new)
+    """group_norm: the groups that keep any of their channels."""
+    groups = call.get("num_groups")
+    left = int(call.kept(call.source(), 1).reshape(groups, -1).any(1).sum())
+    if left != groups:
+        call.set("num_groups", left)
 
 
 def attention_scale(call: Resizing) -> None:
@@ -309,9 +319,9 @@ RESIZE: Mapping[str, Callable[[Resizing], None]] = {
     "conv1d": conv_groups,
     "conv2d": conv_groups,
     "conv3d": conv_groups,
-    "conv_transpose1d": depthwise_groups,
-    "conv_transpose2d": depthwise_groups,
-    "conv_transpose3d": depthwise_groups,
+    "conv_transpose1d": transposed_groups,
+    "conv_transpose2d": transposed_groups,
+    "conv_transpose3d": transposed_groups,
     "layer_norm": norm_shape,
     "rms_norm": norm_shape,
     "group_norm": norm_groups,

@@ -112,7 +112,11 @@ CASES = {
     "attention_scaled": (qkv(lambda q, k, v: attend(q, k, v, scale=0.3)), ONE_HEAD),
     "attention_of_heads": (
         qkv(lambda q, k, v: attend(heads(q, 2), heads(k, 2), heads(v, 2)).transpose(1, 2).flatten(2), values=6),
-        ["4 in 2 blocks: q.weight[0] k.weight[0]", "6 in 2 blocks: v.weight[0] o.weight[1]"],
+        [
+            "4 in 2 blocks: q.weight[0] k.weight[0]",
+            "6 in 2 blocks: v.weight[0] o.weight[1]",
+            "2: q.weight[0] k.weight[0] v.weight[0] o.weight[1]",
+        ],
     ),
     "attention_over_channels": (
         Net(lambda m, x: m.h(((m.a(x).mT @ m.a(x)).softmax(-1) @ m.a(x).mT).mT), a=dense(3, 4), h=dense(4, 2)),
@@ -136,7 +140,7 @@ def test_rule(name):
     check(net, want, *(shapes or [TOKENS]))
 
 
-def test_grouped_queries_stay():
+def test_grouped_queries_share_the_heads_of_keys_and_values():
     net = Net(
         lambda m, x: m.o(attend(heads(m.q(x), 4), heads(m.k(x), 2), heads(m.v(x), 2), enable_gqa=True).flatten(1)),
         q=dense(3, 8),
@@ -144,8 +148,12 @@ def test_grouped_queries_stay():
         v=dense(3, 4),
         o=dense(40, 2),
     )
-    reason = "grouped-query attention shares heads between queries"
-    check(net, [f"{x}.weight[0] stays, {n}: {reason}" for x, n in (("q", 8), ("k", 4), ("v", 4))], TOKENS)
+    want = [
+        "4 in 2 blocks: q.weight[0] k.weight[0]",
+        "4 in 2 blocks: v.weight[0] o.weight[1]",
+        "2: q.weight[0] k.weight[0] v.weight[0] o.weight[1]",
+    ]
+    check(net, want, TOKENS)
 
 
 def test_embedding_rows_are_looked_up_and_columns_are_channels():

@@ -40,13 +40,26 @@ CASES = {
         normalised(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)),
         group(f"{AFFINE} {STATISTICS}"),
     ),
-    "group": (normalised(nn.GroupNorm(2, 8)), group(AFFINE, " in 2 blocks, statistics")),
-    "group_without_affine": (normalised(nn.GroupNorm(2, 8, affine=False)), group("", " in 2 blocks, statistics")),
+    "group": (
+        normalised(nn.GroupNorm(2, 8)),
+        [
+            "8 in 2 blocks, statistics: a.weight[0] h.weight[1] n.weight[0] n.bias[0]",
+            "2: a.weight[0] h.weight[1] n.weight[0] n.bias[0]",
+        ],
+    ),
+    "group_without_affine": (
+        normalised(nn.GroupNorm(2, 8, affine=False)),
+        ["8 in 2 blocks, statistics: a.weight[0] h.weight[1]", "2: a.weight[0] h.weight[1]"],
+    ),
     "group_of_all": (normalised(nn.GroupNorm(1, 8)), group(AFFINE, ", statistics")),
     "group_of_one": (normalised(nn.GroupNorm(8, 8)), group(AFFINE)),
     "group_after_group": (
         normalised(nn.Sequential(nn.GroupNorm(2, 8, affine=False), nn.GroupNorm(4, 8, affine=False))),
-        ["8 in 4 blocks, statistics: a.weight[0] h.weight[1]"],
+        [
+            "8 in 4 blocks, statistics: a.weight[0] h.weight[1]",
+            "2: a.weight[0] h.weight[1]",
+            "4 in 2 blocks: a.weight[0] h.weight[1]",
+        ],
     ),
     "layer": (normalised_tokens(nn.LayerNorm(8)), group(AFFINE, ", statistics")),
     "layer_without_affine": (
@@ -61,7 +74,7 @@ CASES = {
     ),
     "layer_of_heads": (
         tokens(lambda m, y: m.n(y.unflatten(2, (2, 4))).flatten(2), n=nn.LayerNorm(4)),
-        ["4, statistics: a.weight[0] h.weight[1] n.weight[0] n.bias[0]"],
+        ["4, statistics: a.weight[0] h.weight[1] n.weight[0] n.bias[0]", "2: a.weight[0] h.weight[1]"],
     ),
     "layer_after_layer": (
         normalised_tokens(nn.Sequential(nn.LayerNorm(8, bias=False), nn.LayerNorm(8, bias=False))),

@@ -71,11 +71,11 @@ CASES = {
     # A head is tied to the others where one vector scales them all.
     "one_scale_for_all_heads": (
         tokens(lambda m, y: (y.view(2, 5, 2, 4) * m.s).flatten(2), s=weight(4)),
-        ["4: s[0] a.weight[0] h.weight[1]"],
+        ["4: s[0] a.weight[0] h.weight[1]", "2: a.weight[0] h.weight[1]"],
     ),
     "scale_per_head": (
         tokens(lambda m, y: (y.view(2, 5, 2, 4) * m.s).flatten(2), s=weight(2, 1)),
-        ["8 in 2 blocks: a.weight[0] h.weight[1]"],
+        ["2: s[0] a.weight[0] h.weight[1]", "8 in 2 blocks: a.weight[0] h.weight[1]"],
     ),
     # Tensors of one value.
     "like": (between(lambda m, y: y + torch.ones_like(y) + torch.full_like(y, 2.0) - torch.zeros_like(y)), PASSES),

@@ -27,7 +27,10 @@ CASES = {
     "sum": (head(lambda y: y.sum(1)), ALONE),
     "sum_from_the_end": (between(lambda m, y: y * y.sum(-3, keepdim=True)), PASSES),
     "sum_of_everything": (head(lambda y: y.sum()), ALONE),
-    "sum_over_blocks": (between(lambda m, y: y.unflatten(1, (2, 4)).sum(1), outputs=4), ["4: a.weight[0] h.weight[1]"]),
+    "sum_over_blocks": (
+        between(lambda m, y: y.unflatten(1, (2, 4)).sum(1), outputs=4),
+        ["4: a.weight[0] h.weight[1]", "2: a.weight[0]"],
+    ),
     "sum_of_space": (between(lambda m, y: y * y.sum((2, 3), keepdim=True)), PASSES),
     "sum_of_the_batch": (between(lambda m, y: y * y.sum(0, keepdim=True)), PASSES),
     "norm": (between(lambda m, y: y * y.norm(dim=1, keepdim=True)), PASSES),

@@ -1,0 +1,54 @@
+"""Cells: what an element of a tensor goes with, which is one channel, or a channel and the blocks it is in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from curlfx.coupling.nesting import Ints
+from curlfx.coupling.resolve import Resolved
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Numbers for labels: up to N a channel's own, above N that of several channels, any of which takes the cell along.
+
+    Attributes:
+        number: ``(labels,)`` cell of every raw label, 0 for what stays.
+        own: ``(labels,)`` the channel of every raw label without the blocks it is in, 0 for none.
+        channels: ``(cells + 1, depth)`` channel numbers of each cell, 0 for none.
+    """
+
+    number: Ints
+    own: Ints
+    channels: Ints
+
+    def alive(self, channels: Bools) -> Bools:
+        """Which cells stay ``(cells + 1,)`` when the channels ``(N + 1,)`` do; entry 0 is always true."""
+        return np.asarray(channels[self.channels].all(axis=1))
+
+    def levels(self, cells: Ints) -> list[Ints]:
+        """Channel numbers of an array of cells, one array of its shape for every level of blocks."""
+        found = [self.channels[cells, level] for level in range(self.channels.shape[1])]
+        return [numbers for numbers in found if numbers.any()]
+
+
+def number_cells(channel_of: Ints, resolved: Resolved) -> Cells:
+    """One number for every set of channels that some label goes with: its own, and the blocks it is in.
+
+    Shapes: channel_of ``(labels,)`` channel number of every root, 0 for none.
+    """
+    own = channel_of[resolved.roots]
+    together = -np.sort(-np.column_stack([own, channel_of[resolved.outer]]), axis=1)
+    total = int(channel_of.max(initial=0))
+    number = together[:, 0].copy()
+    shared = (together[:, 1:] != 0).any(axis=1)
+    found, which = np.unique(together[shared], axis=0, return_inverse=True)
+    number[shared] = total + 1 + which.reshape(-1)
+    single = np.zeros((total + 1, together.shape[1]), np.int64)
+    single[:, 0] = np.arange(total + 1)
+    return Cells(number, own, np.concatenate([single, found]))

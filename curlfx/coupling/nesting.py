@@ -1,0 +1,127 @@
+"""Channels in blocks, blocks in larger blocks: who goes when a head or a group goes whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+
+Ints = npt.NDArray[np.int64]
+Edges = tuple[Ints, Ints]
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Free blocks that the entries of a balanced matrix are in, but for those of its rows.
+
+    Attributes:
+        roots: ``(rows, width)`` the root of the block smaller than a row that each entry is in, 0 for none.
+        tangled: Whether some entry is in several of them; ``roots`` then shows one.
+        found: ``(k,)`` all of them.
+        larger: ``(k,)`` blocks that hold whole rows and are not around these rows themselves.
+    """
+
+    roots: Ints
+    tangled: bool
+    found: Ints
+    larger: Ints
+
+
+class Nesting:
+    """The relation "goes when that block goes" over cells, which are labels merged by ties.
+
+    Args:
+        size: Number of labels.
+        pairs: Vectors ``(n,)`` of labels and of the labels of their blocks.
+    """
+
+    def __init__(self, size: int, pairs: Sequence[Edges]) -> None:
+        self._size = size
+        none = np.zeros(0, np.int64)
+        self._child = np.concatenate([none, *(child for child, _ in pairs)])
+        self._parent = np.concatenate([none, *(parent for _, parent in pairs)])
+        self._cells = np.arange(size)
+        self._above = self._matrix(none, none)
+
+    def settle(self, cells: Ints) -> list[Edges]:
+        """Take the cells as they are now ``(labels,)``.
+
+        Two blocks of exactly the same cells are one: they come back as ties, and the call has to be repeated. A block
+        all of whose cells are in a larger one is nested in that.
+        """
+        self._cells = cells
+        child, parent = cells[self._child], cells[self._parent]
+        apart = (child != parent) & (child != 0) & (parent != 0)
+        direct = self._matrix(child[apart], parent[apart])
+        shared = (direct.T @ direct).tocoo()
+        sizes = direct.sum(axis=0)
+        a, b = shared.coords[0].astype(np.int64), shared.coords[1].astype(np.int64)
+        within = (a != b) & (shared.data == sizes[a])
+        same = within & (sizes[a] == sizes[b])
+        if same.any():
+            return [(a[same], b[same])]
+        larger = within & (sizes[a] < sizes[b])
+        step = ((direct + self._matrix(a[larger], b[larger])) > 0).astype(np.int64)
+        above = step
+        while (longer := ((above + above @ step) > 0).astype(np.int64)).nnz > above.nnz:
+            above = longer
+        self._above = above.tocsr()
+        return []
+
+    def around(self, labels: Ints) -> Ints:
+        """Cells of all blocks that some of the labels are in ``(k,)``."""
+        return np.unique(self._above[np.unique(self._cells[labels])].indices).astype(np.int64)
+
+    def outer(self, roots: Ints) -> Ints:
+        """Free roots of the blocks of every label ``(labels, depth)``, ascending, 0 for none.
+
+        Shapes: roots ``(labels,)``, 0 where frozen.
+        """
+        cell, block = self._pairs(np.arange(self._size), roots)
+        place = np.arange(cell.size) - np.searchsorted(cell, cell)
+        result = np.zeros((self._size, int(place.max(initial=-1)) + 1), np.int64)
+        result[cell, place] = block
+        return result[self._cells]
+
+    def inner(self, matrix: Ints, around: Ints, roots: Ints) -> Inner | None:
+        """Free blocks in a matrix of labels that its rows do not answer for; None where there are none.
+
+        Shapes: matrix ``(rows, width)``, around ``(rows,)`` labels of the rows, roots ``(labels,)``.
+        """
+        place, block = self._pairs(self._cells[matrix.reshape(-1)], roots)
+        if not place.size:
+            return None
+        key = place // matrix.shape[1] * self._size + block
+        row, outer = self._pairs(self._cells[around], roots, own=True)
+        foreign = ~np.isin(key, row * self._size + outer)
+        _, which, count = np.unique(key, return_inverse=True, return_counts=True)
+        cutting = foreign & (count[which] < matrix.shape[1])
+        larger = np.unique(block[foreign & ~cutting])
+        if not cutting.any() and not larger.size:
+            return None
+        place, block = place[cutting], block[cutting]
+        result = np.zeros(matrix.size, np.int64)
+        result[place] = block
+        return Inner(result.reshape(matrix.shape), np.unique(place).size < place.size, np.unique(block), larger)
+
+    def _pairs(self, cells: Ints, roots: Ints, *, own: bool = False) -> Edges:
+        """Positions in ``cells`` and the free roots around them (``own``: and their own), ascending, each pair once."""
+        found = self._above[cells].tocoo()
+        position, block = found.coords[0].astype(np.int64), roots[found.coords[1]]
+        itself = roots[cells]
+        free = (block != 0) & (block != itself[position])
+        keys = position[free] * self._size + block[free]
+        if own:
+            keys = np.concatenate([keys, np.arange(cells.size) * self._size + itself])
+        keys = np.unique(keys)
+        return keys // self._size, keys % self._size
+
+    def _matrix(self, row: Ints, column: Ints) -> csr_array:
+        ones = np.ones(row.size, np.int64)
+        found = csr_array((ones, (row, column)), shape=(self._size, self._size))
+        found.sum_duplicates()
+        found.data[:] = 1
+        return found
