@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from curlfx.cost.macs import batch_size
 from curlfx.coupling import Coupling
-from curlfx.coupling.resolve import Ints
+from curlfx.coupling.nesting import Ints
 from curlfx.graph.traced import TracedModel
 from curlfx.passes.base import Pass
 from curlfx.passes.kept_statistics import normalise_over_kept

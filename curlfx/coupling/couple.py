@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from curlfx.coupling.cells import number_cells
 from curlfx.coupling.coupling import Coupling, Frozen, Group, Site
-from curlfx.coupling.cells import Cells, number_cells
+from curlfx.coupling.nesting import Ints
 from curlfx.coupling.propagate import Labelling, Unsupported, propagate_labels
-from curlfx.coupling.resolve import Ints, Resolved, distinct, resolve
+from curlfx.coupling.resolve import Resolved, distinct, resolve
 from curlfx.errors import KeepError
 from curlfx.graph.traced import TracedModel
 from curlfx.labels.arrays import support
@@ -44,9 +45,9 @@ def couple(traced: TracedModel, *, frozen: Sequence[str] = (), rules: Mapping[An
     members = _classes(sites, _parts(labelling), resolved)
     groups, channel_of = _groups(sites, members, resolved)
     cells = number_cells(channel_of, resolved)
-    frozen = _frozen(sites, resolved)
+    stuck = _frozen(sites, resolved)
     made = sum(raw.size for _, raw, produced in sites if produced)
-    return Coupling(traced, labelling, groups, frozen, _unsupported(labelling, resolved), cells, made)
+    return Coupling(traced, labelling, groups, stuck, _unsupported(labelling, resolved), cells, made)
 
 
 def _freeze_named(pattern: str, names: Sequence[str], labelling: Labelling) -> None:

@@ -15,9 +15,9 @@ from torch.fx import Node
 
 from curlfx.coupling.cells import Cells
 from curlfx.coupling.keep import alive_mask
+from curlfx.coupling.nesting import Ints
 from curlfx.coupling.network import Step, network, path
 from curlfx.coupling.propagate import Labelling, Unsupported
-from curlfx.coupling.nesting import Ints
 from curlfx.errors import InvariantError
 from curlfx.graph.traced import TracedModel
 from curlfx.labels.arrays import Arrays, compress
@@ -130,7 +130,8 @@ class Coupling:
     def labels(self, node: str) -> tuple[Ints, ...]:
         """Cell numbers of a node's output: arrays broadcastable to its shape, without those that only say *stays*.
 
-        An element disappears when any of its cells does, a cell when any of its channels does (``cells``). () for calls with several outputs (see their ``getitem``).
+        An element disappears when any of its cells does, a cell when any of its channels does (``cells``).
+        () for calls with several outputs (see their ``getitem``).
         """
         if node not in self._cache:
             emission = self._raw.get(node, ())
@@ -189,7 +190,7 @@ class Coupling:
 
     def channels_in(self, arrays: Sequence[Ints]) -> list[Ints]:
         """Channel numbers of arrays of cells: one array per channel an element goes with, each array once."""
-        found = {}
+        found: dict[tuple[tuple[int, ...], bytes], Ints] = {}
         for cells in arrays:
             for numbers in self.cells.levels(cells):
                 array = compress(torch.from_numpy(numbers)).numpy()

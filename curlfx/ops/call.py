@@ -160,7 +160,8 @@ class OpCall:
     def keep_only(self, arrays: Arrays, axes: Sequence[int], reason: str) -> Arrays:
         """The arrays as they vary along ``axes`` only.
 
-        Labels whose innermost axis is another one are frozen with ``reason``; along outer axes (blocks) the same positions stay.
+        Labels whose innermost axis is another one are frozen with ``reason``; along outer axes (blocks) the same
+        positions stay.
         """
         allowed = set(axes)
         result = []

@@ -38,7 +38,7 @@ def reshaped_as(call: OpCall) -> Arrays:
 
 
 def permuted(call: OpCall) -> Arrays:
-    """Labels of permute, transpose, movedim …: where block and channel axes trade places, blocks keep like positions."""
+    """Labels of permute, transpose, movedim …: blocks whose axes trade places keep like positions."""
     order = _order(call)
     result: list[Tensor] = []
     for array in call.arrays(call.tensors()[0]):
@@ -207,7 +207,7 @@ def _merged(call: OpCall, laid: Sequence[tuple[Support, Tensor]]) -> Arrays:
     found: dict[Support, list[tuple[Support, Tensor]]] = {}
     for before, array in laid:
         found.setdefault(support(array), []).append((before, array))
-    result = []
+    result: list[Tensor] = []
     for after, members in found.items():
         if len(members) == 1 or not after:
             result.extend(array for _, array in members)
