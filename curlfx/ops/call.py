@@ -124,10 +124,13 @@ class OpCall:
         """Make the labels vary along ``axes`` only (the same positions stay everywhere else)."""
         return self.store.project(array, axes, self.node.name)
 
-    def read(self, of: str | Node, axes: Sequence[int] | None = None) -> None:
-        """Record that the argument is summed over ``axes`` here, or over all of its labels: gates go in front of it."""
+    def read(self, of: str | Node, axes: Sequence[int] | None = None, *, parameters: bool = False) -> None:
+        """Record that the argument is summed over ``axes`` here, or over all of its labels: gates go in front of it.
+
+        A parameter needs none, since what it is multiplied with has one; ``parameters`` says that this one does.
+        """
         node = self.arg(of) if isinstance(of, str) else of
-        if isinstance(node, Node) and node.op != "get_attr" and self.arrays(node):
+        if isinstance(node, Node) and (parameters or node.op != "get_attr") and self.arrays(node):
             self.store.reads.append((self.node.name, node.name, None if axes is None else tuple(axes)))
 
     def relabel(self, of: str, axis: int, matrix: Tensor) -> None:

@@ -15,13 +15,14 @@ def inner(call: OpCall) -> Arrays:
     """Labels of ``aten.inner``: the last axes are contracted. Shapes: ``(..., K)``, ``(..., K)``."""
     n, m = len(call.shape("self")), len(call.shape("other"))
     left, right = _LETTERS[: n - 1], _LETTERS[n - 1 : n + m - 2]
-    return contract(call, [factor(call, "self", left + "k"), factor(call, "other", right + "k")], left + right)
+    out = left + right
+    return contract(call, [factor(call, "self", left + "k", out), factor(call, "other", right + "k", out)], out)
 
 
 def outer(call: OpCall) -> Arrays:
     """Labels of ``aten.outer``: both axes pass. Shapes: ``(M,)``, ``(N,)``, output ``(M, N)``."""
     first, second = call.tensors() if len(call.tensors()) > 1 else call.tensors() * 2
-    return contract(call, [factor(call, first, "m"), factor(call, second, "n")], "mn")
+    return contract(call, [factor(call, first, "m", "mn"), factor(call, second, "n", "mn")], "mn")
 
 
 def tensordot(call: OpCall) -> Arrays:
@@ -33,12 +34,13 @@ def tensordot(call: OpCall) -> Arrays:
         right[int(other) % m] = left[int(one) % n]
         summed.add(left[int(one) % n])
     out = "".join(letter for letter in (*left, *right) if letter not in summed)
-    return contract(call, [factor(call, "self", "".join(left)), factor(call, "other", "".join(right))], out)
+    factors = [factor(call, "self", "".join(left), out), factor(call, "other", "".join(right), out)]
+    return contract(call, factors, out)
 
 
 def addmv(call: OpCall) -> Arrays:
     """Labels of ``aten.addmv``: a matrix times a vector meets ``self``. Shapes: ``(M,)``, ``(M, K)``, ``(K,)``."""
-    return _met(call, contract(call, [factor(call, "mat", "mk"), factor(call, "vec", "k")], "m"))
+    return _met(call, contract(call, [factor(call, "mat", "mk", "m"), factor(call, "vec", "k", "m")], "m"))
 
 
 def addbmm(call: OpCall) -> Arrays:
@@ -46,7 +48,8 @@ def addbmm(call: OpCall) -> Arrays:
 
     Shapes: self ``(M, N)``, batches ``(B, M, K)`` and ``(B, K, N)``, output ``(M, N)``.
     """
-    return _met(call, contract(call, [factor(call, "batch1", "bmk"), factor(call, "batch2", "bkn")], "mn"))
+    factors = [factor(call, "batch1", "bmk", "mn"), factor(call, "batch2", "bkn", "mn")]
+    return _met(call, contract(call, factors, "mn"))
 
 
 def _met(call: OpCall, product: Arrays) -> Arrays:
@@ -60,9 +63,9 @@ def bilinear(call: OpCall) -> Arrays:
     """
     rows = _LETTERS[: len(call.shape("input1")) - 1]
     factors = [
-        factor(call, "input1", rows + "i"),
-        factor(call, "input2", rows + "j"),
-        factor(call, "weight", "kij"),
+        factor(call, "input1", rows + "i", rows + "k"),
+        factor(call, "input2", rows + "j", rows + "k"),
+        factor(call, "weight", "kij", rows + "k"),
     ]
     out = contract(call, factors, rows + "k")
     call.produce([array for array in call.arrays("weight") if support(array) == (0,)])
@@ -86,7 +89,7 @@ def distances(call: OpCall) -> Arrays:
 
 def _gated(call: OpCall, of: str, letters: str) -> Factor:
     """As :func:`factor`, for a sum that is no product: a parameter counts by itself, so it gets a gate too."""
-    call.store.reads.append((call.node.name, call.arg(of).name))
+    call.read(of, parameters=True)
     return Factor(call.arrays(of), call.shape(of), letters)
 
 

@@ -37,9 +37,9 @@ def recurrent(call: OpCall) -> list[Arrays]:
     columns = _columns(call, "input", len(call.shape("input")) - 1)
     for place, weights in enumerate(cells):
         _tie_inputs(call, weights[0], columns)
-        call.store.reads.append((call.node.name, weights[1].name))
+        call.read(weights[1], parameters=True)
         if place >= directions:
-            call.store.reads.append((call.node.name, weights[0].name))
+            call.read(weights[0], parameters=True)
         if place % directions == directions - 1:
             columns = None if units is None else torch.cat([units] * directions)
     if units is not None:

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from curlfx.ops.joining import padding
 from tests.networks.net import Net, between, dense, pointwise, tokens, weight
-from tests.ops.rules import PASSES, check, frozen
+from tests.ops.rules import PASSES, check, frozen, passes
 
 BLOCKS = (2, 2, 4, 4, 4)
 
