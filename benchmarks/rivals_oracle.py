@@ -6,6 +6,7 @@ the same channels multiplied by zero: the inputs of every convolution and linear
 outputs of every layer that lost rows. Nothing of it knows either tool.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -126,7 +127,12 @@ def removal(intact: nn.Module, narrow: Mapping[str, Tensor]) -> Removal:
 
 
 def expected_output(
-    intact: nn.Module, removed: Removal, inputs: Sequence[Any], attention: Sequence[int] | None = None
+    intact: nn.Module,
+    removed: Removal,
+    inputs: Sequence[Any],
+    *,
+    attention: Sequence[int] | None = None,
+    kept_weights: bool = False,
 ) -> Any:
     """Output of the intact network with the removed channels multiplied by zero.
 
@@ -138,6 +144,8 @@ def expected_output(
         inputs: Of the network.
         attention: Head widths whose scale ``1 / sqrt(width)`` each call of `scaled_dot_product_attention` without an
             own scale takes, in order; None for the widths of the intact network.
+        kept_weights: Whether a convolution with a forward of its own (weight standardisation) sees the kept part of its
+            weight only, as a LayerNorm sees the kept channels only.
     """
     norms: dict[int, Tensor] = {}
     saved: list[tuple[Tensor, Tensor]] = []
@@ -159,7 +167,8 @@ def expected_output(
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
             norms[id(before)] = positions[0]
         elif isinstance(module, LAYERS) and not isinstance(modules[owner.rpartition(".")[0]], nn.MultiheadAttention):
-            handles += _layer_masks(module, leaf, positions, before)
+            own = type(module) not in LAYERS
+            handles += (_on_kept_part if own and kept_weights else _layer_masks)(module, leaf, positions, before)
         else:
             saved.append((before, before.detach().clone()))
             before.data = _zeroed(before.data, positions)
@@ -211,6 +220,35 @@ def _layer_masks(module: nn.Module, leaf: str, positions: Sequence[Tensor], weig
 
     output = _masks_output(axis, positions[row], weight.shape[row])
     return [module.register_forward_pre_hook(masks_input), module.register_forward_hook(output)]
+
+
+class _Forward:
+    """Another forward for a module, until it is removed as a hook is."""
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Tensor]) -> None:
+        self._module = module
+        module.__dict__["forward"] = forward
+
+    def remove(self) -> None:
+        """Let the module's class decide again."""
+        del self._module.__dict__["forward"]
+
+
+def _on_kept_part(module: nn.Module, leaf: str, positions: Sequence[Tensor], weight: Tensor) -> list[Any]:
+    """Let an ungrouped convolution run on its kept rows and columns alone; all other outputs are zero."""
+    if leaf != "weight":
+        return []
+    rows, columns = positions[0], positions[1]
+    alone = copy.deepcopy(module)
+    alone.weight = nn.Parameter(weight.detach()[rows][:, columns])
+    if module.bias is not None:
+        alone.bias = nn.Parameter(module.bias.detach()[rows])
+
+    def forward(x: Tensor) -> Tensor:
+        y = alone(x[:, columns])
+        return y.new_zeros(y.shape[0], weight.shape[0], *y.shape[2:]).index_copy(1, rows, y)
+
+    return [_Forward(module, forward)]
 
 
 @contextmanager

@@ -38,10 +38,10 @@ def take(module, name, rows=None, columns=None):
     setattr(holder, leaf, nn.Parameter(tensor) if leaf in {"weight", "bias"} else tensor)
 
 
-def error_of(intact, narrow, x):
+def error_of(intact, narrow, x, **meaning):
     removed = removal(intact, dict(narrow.named_parameters()))
     with torch.no_grad():
-        return output_error([narrow(x)], [expected_output(intact, removed, (x,))])
+        return output_error([narrow(x)], [expected_output(intact, removed, (x,), **meaning)])
 
 
 def conv_net():
@@ -116,7 +116,13 @@ def test_columns_of_standardised_weights_are_masked_at_the_input():
     narrow = copy.deepcopy(net)
     take(narrow, "0.weight", [1, 2])
     take(narrow, "1.weight", columns=[1, 2])
-    assert error_of(net, narrow, torch.randn(2, 3, 4, 4, dtype=torch.float64))[0] > 1e-3  # its mean has changed
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    assert error_of(net, narrow, x)[0] > 1e-3  # its mean has changed
+    assert error_of(net, narrow, x, kept_weights=True)[0] < 1e-12
+    assert torch.equal(net(x), copy.deepcopy(net)(x))
+    wrong = copy.deepcopy(narrow)
+    wrong[1].weight = nn.Parameter(net[1].weight.detach()[:, [1, 3]])
+    assert error_of(net, wrong, x, kept_weights=True)[0] > 1e-3
 
 
 def test_layer_norm_averages_over_kept_channels():
@@ -159,7 +165,7 @@ def test_the_scale_of_narrower_heads_is_told_apart():
         actual = [narrow(x)]
     assert widths == [2]
     assert output_error(actual, [expected_output(net, removed, (x,))])[0] > 1e-6
-    assert output_error(actual, [expected_output(net, removed, (x,), widths)])[0] < 1e-12
+    assert output_error(actual, [expected_output(net, removed, (x,), attention=widths)])[0] < 1e-12
 
 
 def test_missing_outputs_are_found_and_compared():
