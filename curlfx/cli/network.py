@@ -43,14 +43,15 @@ def open_network(
 
     from curlfx.graph.trace import trace
     from curlfx.run.config import PUBLISHED
-    from curlfx.sources import input_shape, load_model
+    from curlfx.sources import forward_for, input_shape, load_model
 
     source = weights if weights is None or weights == PUBLISHED else Path(weights)
     network = load_model(model, num_classes=classes, weights=source)
     size = _parsed(shape) if shape is not None else input_shape(model)
     if size is None:
         raise ModelError(f"model {model}: the shape of its images is not on record; give --shape C,H,W")
-    return trace(network, (torch.randn(EXAMPLE_BATCH, *size, generator=torch.Generator().manual_seed(0)),))
+    example = torch.randn(EXAMPLE_BATCH, *size, generator=torch.Generator().manual_seed(0))
+    return trace(network, example, forward=forward_for(network))
 
 
 def is_saved(model: str) -> bool:

@@ -1,7 +1,7 @@
 """From specifications to objects: networks, weights and images."""
 
 from curlfx.sources.data import load_data
-from curlfx.sources.detection import detection_forward
+from curlfx.sources.detection import detection_forward, forward_for
 from curlfx.sources.fit import check_fit, class_scores
 from curlfx.sources.images import Augmentation, Loader, Normalisation
 from curlfx.sources.models import input_shape, load_model
@@ -17,6 +17,7 @@ __all__ = [
     "check_fit",
     "class_scores",
     "detection_forward",
+    "forward_for",
     "input_shape",
     "load_data",
     "load_model",

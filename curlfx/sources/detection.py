@@ -45,21 +45,29 @@ def detection_forward(model: nn.Module, *, regions: int = 1) -> DetectionForward
     """
     if regions < 1:
         raise ModelError(f"regions = {regions}: want 1 or more")
+    forward = forward_for(model, regions=regions)
+    if forward is None:
+        raise ModelError(
+            f"{type(model).__name__} is none of torchvision's Faster, Mask or Keypoint R-CNN, RetinaNet, FCOS and SSD; "
+            "write a function forward(model, images) that calls its submodules and trace that"
+        )
+    return forward
+
+
+def forward_for(model: nn.Module, *, regions: int = 1) -> DetectionForward | None:
+    """What to trace in place of a network's ``forward``, as `detection_forward`; None where its own will do."""
     from torchvision.models.detection import FCOS, RetinaNet
     from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
     from torchvision.models.detection.roi_heads import RoIHeads
     from torchvision.models.detection.rpn import RegionProposalNetwork
     from torchvision.models.detection.ssd import SSD
 
-    if isinstance(model, GeneralizedRCNN):
-        if isinstance(model.rpn, RegionProposalNetwork) and isinstance(model.roi_heads, RoIHeads):
-            return functools.partial(region_forward, regions=regions)
-    elif isinstance(model, RetinaNet | FCOS | SSD):
+    if isinstance(model, RetinaNet | FCOS | SSD):
         return anchor_forward
-    raise ModelError(
-        f"{type(model).__name__} is none of torchvision's Faster, Mask or Keypoint R-CNN, RetinaNet, FCOS and SSD; "
-        "write a function forward(model, images) that calls its submodules and trace that"
-    )
+    two_stage = isinstance(model, GeneralizedRCNN)
+    if two_stage and isinstance(model.rpn, RegionProposalNetwork) and isinstance(model.roi_heads, RoIHeads):
+        return functools.partial(region_forward, regions=regions)
+    return None
 
 
 def anchor_forward(model: RetinaNet | FCOS | SSD, images: Tensor) -> dict[str, Tensor]:

@@ -82,6 +82,9 @@ def _torchvision_shape(name: str) -> tuple[int, int, int]:
 
     if name not in zoo.list_models():
         raise ModelError(f"model torchvision:{name}: no such network{did_you_mean(name, zoo.list_models())}")
+    if name in zoo.list_models(module=zoo.detection):
+        side = next((int(size) for size in ("300", "320") if size in name), 800)  # their transforms scale images to it
+        return 3, side, side
     weights = next(iter(zoo.get_model_weights(name)), None)
     crop = getattr(getattr(weights, "transforms", dict)(), "crop_size", None)
     return (3, int(crop[0]), int(crop[0])) if crop else (3, 224, 224)
@@ -109,7 +112,7 @@ def _from_torchvision(name: str, num_classes: int | None, published: bool) -> nn
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = True  # asked for, because the default warns and does the same
-    if name.startswith(("deeplabv3", "fcn", "lraspp", "retinanet", "ssd")) or "rcnn" in name:
+    if name.startswith(("deeplabv3", "fcn", "fcos", "lraspp", "retinanet", "ssd")) or "rcnn" in name:
         options["weights_backbone"] = None  # the default downloads them
     if num_classes is not None:
         options["num_classes"] = num_classes

@@ -28,6 +28,7 @@ from curlfx.graph import TracedModel, check, trace
 from curlfx.passes.gate import Gate, set_gates
 from curlfx.passes.pipeline import run
 from curlfx.passes.slim import Slim
+from curlfx.sources import forward_for, input_shape, load_model
 from curlfx.sources.detection import _pooled, detection_forward
 
 CLASSES = 3
@@ -225,3 +226,29 @@ def test_what_is_no_detector_of_torchvision_is_refused():
         curlfx.detection_forward(nn.Sequential())
     with pytest.raises(ModelError, match="regions = 0: want 1 or more"):
         curlfx.detection_forward(faster_rcnn(), regions=0)
+
+
+def test_other_networks_have_a_forward_of_their_own():
+    assert forward_for(torchvision.models.resnet18(weights=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("ssd300_vgg16", 300), ("ssdlite320_mobilenet_v3_large", 320), ("retinanet_resnet50_fpn", 800)]
+)
+def test_the_shape_on_record_is_what_the_detector_scales_images_to(name, side):
+    assert input_shape(f"torchvision:{name}") == (3, side, side)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_of_torchvisions_detectors_all_but_the_outputs_is_free(name):
+    model = load_model(f"torchvision:{name}", num_classes=CLASSES)
+    side = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}.get(name, 96)
+    graph = trace(model, torch.rand(2, 3, side, side), forward=forward_for(model))
+    assert graph.notes == ()
+    assert graph.dynamic_batch
+    names = [site.name for found in couple(graph).frozen for site in found.sites]
+    heads = ("rpn.head.cls_logits", "rpn.head.bbox_pred", "box_predictor", "mask_fcn_logits", "kps_score_lowres")
+    heads += ("cls_logits", "bbox_reg", "bbox_ctrness", "head.classification_head.module_list.")
+    heads += ("head.regression_head.module_list.",)
+    assert all(any(head in name for head in heads) for name in names)
