@@ -1,8 +1,7 @@
 """Torchvision's detectors, whole: backbone, pyramid and heads, traced without their proposals and matching."""
 
-from typing import Any
-
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from zoo import Entry
 
 from curlfx.sources import detection_forward
@@ -16,7 +15,7 @@ _SIDE = 96
 
 
 def detection_models() -> dict[str, Entry]:
-    """Every detector of torchvision; ``model(images)`` is what its `detection_forward` computes."""
+    """Every detector of torchvision; ``model(images)`` is what its `detection_forward` computes, as a tuple."""
     from torchvision import models
 
     entries: dict[str, Entry] = {}
@@ -26,8 +25,8 @@ def detection_models() -> dict[str, Entry]:
             model = models.get_model(name, weights=None, weights_backbone=None, num_classes=_CLASSES)
             stand_in = detection_forward(model)
 
-            def forward(images: Tensor) -> dict[str, Any]:  # a function of its own, as `torch.export` wants it
-                return stand_in(model, images)
+            def forward(images: Tensor) -> tuple[Tensor, ...]:  # a function of its own, as `torch.export` wants it
+                return tuple(pytree.tree_leaves(stand_in(model, images)))
 
             model.forward = forward
             return model
