@@ -202,7 +202,7 @@ def test_a_failed_verification(tiny_job: dict[str, Any], tmp_path: Path, monkeyp
 def test_recheck_reads_the_files_alone(finished: RunResult) -> None:
     report = recheck(finished.directory)
     assert report.passed
-    assert len(report.checks) == 5
+    assert len(report.checks) == 6
 
 
 def damaged(finished: RunResult, folder: Path, stages: int) -> Path:
