@@ -11,6 +11,7 @@ takes part in. Every network and tool runs in a process of its own; compile time
 
 import argparse
 import contextlib
+import copy
 import functools
 import importlib
 import importlib.metadata
@@ -34,7 +35,7 @@ from tables import fixed, markdown, percent, processor, scientific
 Row = dict[str, Any]
 
 TOLERANCE = 1e-9
-SIDES = {"curlfx": "curlfx", "hints": "Torch-Pruning with hints", "plain": "Torch-Pruning as it is"}
+SIDES = {"curlfx": "curlfx", "hints": "Torch-Pruning, hints", "plain": "Torch-Pruning"}
 RESULTS = {
     "exact": "equal to the oracle within 1e-9",
     "scale": "runs; equal once the oracle divides attention by the narrower heads: the softmax has changed, unsaid",
@@ -59,7 +60,7 @@ def judge(name: str, side: str) -> Row:
     module, image = subject.make()
     rows = layer_rows(subject, module, image)
     total = sum(count for _, count in rows.values())
-    victim, _ = subject.make()
+    victim = copy.deepcopy(module)
     try:
         narrowed = TOOLS[side](subject, victim, image, Clock())
     except Exception as error:  # noqa: BLE001 - what a tool raises is its row of the table
@@ -144,18 +145,38 @@ def work(options: argparse.Namespace, job: Callable[[], Row], sender: Any) -> No
     sender.close()
 
 
-def measure(options: argparse.Namespace, name: str) -> Row:
-    """All sides of one network."""
+def measure(options: argparse.Namespace, name: str, record: "Record") -> Row:
+    """All sides of one network, and the times of curlfx and of the rival that got through, the one with hints first."""
     from rivals_patterns import PATTERNS
 
-    sides = {side: in_own_process(options, functools.partial(judge, name, side)) for side in SIDES}
+    def done(job: str, action: Callable[[], Row]) -> Row:
+        return record.get(name, job, lambda: in_own_process(options, action))
+
+    sides = {side: done(side, functools.partial(judge, name, side)) for side in SIDES}
     finished = [side for side in ("hints", "plain") if sides[side]["result"] not in {"crash", "given up"}]
     rival = finished[0] if finished else None
     row: Row = {"name": name, "sides": sides, "timed": rival, "times": None}
-    if name not in PATTERNS:  # small ones take the same few milliseconds
-        times = in_own_process(options, functools.partial(measure_times, name, options.repeat, rival))
-        row["times"] = times.get("times")
+    if name not in PATTERNS and not options.skip_times:  # small ones take the same few milliseconds
+        row["times"] = done("times", functools.partial(measure_times, name, options.repeat, rival)).get("times")
     return row
+
+
+class Record:
+    """What was measured before, one JSON object per network and job, in a file or in memory only."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path and path.exists() else []
+        self._known = {(line["name"], line["job"]): line["row"] for line in map(json.loads, lines)}
+
+    def get(self, name: str, job: str, action: Callable[[], Row]) -> Row:
+        """The row on record, or the one that the action measures."""
+        if (name, job) not in self._known:
+            row = self._known[name, job] = action()
+            if self._path:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"name": name, "job": job, "row": row}) + "\n")
+        return self._known[name, job]
 
 
 def spread(times: Sequence[float]) -> str:
@@ -257,7 +278,9 @@ def report(rows: Sequence[Row]) -> str:
     lines += [f"- *{result}*: {words}." for result, words in RESULTS.items()]
     if notes := failures(rows):
         lines += ["", "What was said:", *notes]
-    return "\n".join([*lines, "", "CPU seconds, median (range):", "", time_table(rows), ""])
+    if any(row["times"] for row in rows):
+        lines += ["", "CPU seconds, median (range):", "", time_table(rows)]
+    return "\n".join([*lines, ""])
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -266,9 +289,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", help="names of networks, separated by commas; --list shows them")
     parser.add_argument("--list", action="store_true", help="print the names of the networks")
     parser.add_argument("--repeat", type=int, default=5, help="rounds of timing (default 5)")
+    parser.add_argument("--skip-times", action="store_true", help="correctness only")
     parser.add_argument("--timeout", type=float, default=300, help="CPU seconds per network and tool (default 300)")
     parser.add_argument("--memory", type=float, default=12, help="GiB of address space per process (default 12)")
-    parser.add_argument("--record", type=Path, help="append finished networks here, and do not measure them again")
+    parser.add_argument("--record", type=Path, help="append what is finished here, and do not measure it again")
     parser.add_argument("--out", type=Path, help="write the tables to this Markdown file too")
     parser.add_argument("--verbose", action="store_true", help="show what the tools print")
     return parser.parse_args(arguments)
@@ -314,25 +338,12 @@ def import_tools() -> None:
 
 def measure_all(options: argparse.Namespace, names: Sequence[str]) -> list[Row]:
     """Measure what is not on record, with the time that is left."""
-    known: dict[str, Row] = {}
-    if options.record and options.record.exists():
-        lines = options.record.read_text(encoding="utf-8").splitlines()
-        known = {row["name"]: row for row in map(json.loads, lines)}
-    rows, spent = [], []
-    waiting = [name for name in names if name not in known]
-    for name in names:
-        if name in known:
-            rows.append(known[name])
-            continue
-        start = time.monotonic()
-        rows.append(measure(options, name))
-        spent.append(time.monotonic() - start)
-        if options.record:
-            with options.record.open("a", encoding="utf-8") as record:
-                record.write(json.dumps(rows[-1]) + "\n")
-        left = (len(waiting) - len(spent)) * statistics.mean(spent) / 60
+    record, rows, start = Record(options.record), [], time.monotonic()
+    for number, name in enumerate(names, 1):
+        rows.append(measure(options, name, record))
+        left = (time.monotonic() - start) / number * (len(names) - number) / 60
         results = ", ".join(f"{side} {row['result']}" for side, row in rows[-1]["sides"].items())
-        print(f"{len(rows)}/{len(names)} {name}: {results}; about {left:.0f} min left", file=sys.stderr, flush=True)
+        print(f"{number}/{len(names)} {name}: {results}; about {left:.0f} min left", file=sys.stderr, flush=True)
     return rows
 
 

@@ -190,7 +190,7 @@ def with_torch_pruning(subject: Subject, module: nn.Module, image: Tensor, clock
 
     options: dict[str, Any] = {"num_heads": {}}
     if hints:
-        options = {"num_heads": dict(_projections(module)), "ignored_layers": subject.heads(module)}
+        options = {"num_heads": dict(_attention_layers(module)), "ignored_layers": subject.heads(module)}
         multiple = _multiple(module)
         options |= {"round_to": multiple} if multiple else {}
     rows = layer_rows(subject, module, image)
@@ -214,15 +214,19 @@ def with_torch_pruning(subject: Subject, module: nn.Module, image: Tensor, clock
     return Narrowed(module.eval(), parameters, removable)
 
 
-def _projections(module: nn.Module) -> list[tuple[nn.Module, int]]:
-    """Projections of attention layers and their number of heads (examples/timm_models and examples/transformers)."""
-    found = []
+def _attention_layers(module: nn.Module) -> list[tuple[nn.Module, int]]:
+    """Layers of attention and their number of heads: projections, as in examples/timm_models, or `MultiheadAttention`.
+
+    The torchvision example gives no number of heads for the latter; channels of different heads then change places.
+    """
+    found: list[tuple[nn.Module, int]] = []
     for layer in module.modules():
         heads = getattr(layer, "num_heads", None)
-        if isinstance(heads, int):
-            for name in ("qkv", "q", "k", "v"):
-                projection = getattr(layer, name, None)
-                found += [(projection, heads)] if isinstance(projection, nn.Linear) else []
+        if isinstance(layer, nn.MultiheadAttention):
+            found.append((layer, layer.num_heads))
+        elif isinstance(heads, int):
+            projections = [getattr(layer, name, None) for name in ("qkv", "q", "k", "v")]
+            found += [(projection, heads) for projection in projections if isinstance(projection, nn.Linear)]
     return found
 
 
