@@ -17,7 +17,7 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.ssd import SSD
-from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 import curlfx
@@ -40,8 +40,16 @@ def block(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 4, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-def pyramid(width: int = 8) -> BackboneWithFPN:
-    body = nn.Sequential(block(3, 6), block(6, 7))
+def frozen_block(inputs: int, outputs: int) -> nn.Sequential:
+    """As in detectors with a trained backbone: a normalisation of buffers, by arithmetic and no op of its own."""
+    norm = FrozenBatchNorm2d(outputs)
+    for buffer in norm.buffers():
+        buffer.uniform_(0.5, 1.5)
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 4, 1, bias=False), norm, nn.ReLU())
+
+
+def pyramid(width: int = 8, kind: Callable[[int, int], nn.Module] = block) -> BackboneWithFPN:
+    body = nn.Sequential(kind(3, 6), kind(6, 7))
     return BackboneWithFPN(body, {"0": "0", "1": "1"}, [6, 7], width, LastLevelMaxPool())
 
 
@@ -55,7 +63,7 @@ def sizes() -> dict[str, object]:
 
 def two_stage(kind: type, **options: object) -> nn.Module:
     return kind(
-        pyramid(),
+        pyramid(kind=frozen_block),
         rpn_anchor_generator=anchors(),
         rpn_post_nms_top_n_test=20,
         box_head=TwoMLPHead(8 * 49, 10),
