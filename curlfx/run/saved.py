@@ -15,7 +15,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import safetensors.torch
 import torch
@@ -28,12 +28,13 @@ from curlfx.errors import ModelError, OutputError, PlanError, SavedError, TraceE
 from curlfx.files import unwritable, write_bytes
 from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel
+from curlfx.ops.table import Rule
 from curlfx.planning import SlimPlan
 from curlfx.planning.apply import slim as slim_by_plan
 from curlfx.planning.structure import structure
 from curlfx.run.directory import STATE, write_json
 from curlfx.run.job import save_tensors
-from curlfx.sources import load_model
+from curlfx.sources import forward_for, load_model
 
 MANIFEST = "network.json"
 PLAN = "plan.json"
@@ -112,6 +113,7 @@ def save(
     plan: SlimPlan,
     model: str | None = None,
     num_classes: int | None = None,
+    rules: Mapping[Any, Rule] | None = None,
 ) -> None:
     """Write a slim network, so that `load` makes it again, bit for bit.
 
@@ -121,13 +123,15 @@ def save(
         plan: What was removed.
         model: The factory of the dense network, as `curlfx.load_model` takes it; none leaves naming it to `load`.
         num_classes: As for `curlfx.load_model`.
+        rules: Rules of ops of one's own that the plan was made with.
 
-    Raises: SavedError when factory and plan do not make a network like ``slim``, as after other passes than slimming;
+    Raises: SavedError when factory and plan do not make a network like ``slim``, as after other passes than slimming,
+        or a trace with options of its own;
         OutputError when the folder holds other files or cannot be written; PlanError, ModelError.
     """
     folder = Path(folder)
     if model is not None:
-        _check_origin(slim, plan, model, num_classes)
+        _check_origin(slim, plan, model, num_classes, rules)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         strangers = sorted({path.name for path in folder.iterdir()} - {MANIFEST, *FILES})
@@ -147,7 +151,13 @@ def write_graph(slim: TracedModel, folder: Path, model: str | None, num_classes:
     write_json(folder / MANIFEST, Manifest.of(slim, model, num_classes, files).model_dump(mode="json"))
 
 
-def load(folder: str | Path, *, graph: bool = False, model: str | nn.Module | None = None) -> TracedModel:
+def load(
+    folder: str | Path,
+    *,
+    graph: bool = False,
+    model: str | nn.Module | None = None,
+    rules: Mapping[Any, Rule] | None = None,
+) -> TracedModel:
     """A saved slim network, in eval mode on the CPU: ``.module`` trains, and computes what it did, bit for bit.
 
     Args:
@@ -155,6 +165,7 @@ def load(folder: str | Path, *, graph: bool = False, model: str | nn.Module | No
         graph: Take the saved graph: needs no class and no factory, but a torch that reads the file. Otherwise the dense
             network is made by its factory (whose code runs), traced, slimmed by the plan, and given the saved weights.
         model: The dense network, or its factory, in place of the one on record.
+        rules: Rules of ops of one's own that the plan was made with.
 
     Raises: SavedError naming the file that is missing, damaged, or not the one that was saved; ModelError when the
         factory is gone; PlanError when it makes another network now.
@@ -163,7 +174,7 @@ def load(folder: str | Path, *, graph: bool = False, model: str | nn.Module | No
     manifest = Manifest.read(folder)
     if graph:
         return _from_graph(folder, manifest)
-    return _from_factory(folder, manifest, model if model is not None else manifest.model)
+    return _from_factory(folder, manifest, model if model is not None else manifest.model, rules)
 
 
 def _from_graph(folder: Path, manifest: Manifest) -> TracedModel:
@@ -178,13 +189,15 @@ def _from_graph(folder: Path, manifest: Manifest) -> TracedModel:
         raise SavedError(f"{folder / PROGRAM}: {error}{remedy}") from error
 
 
-def _from_factory(folder: Path, manifest: Manifest, model: str | nn.Module | None) -> TracedModel:
+def _from_factory(
+    folder: Path, manifest: Manifest, model: str | nn.Module | None, rules: Mapping[Any, Rule] | None
+) -> TracedModel:
     if model is None:
         raise SavedError(f"{folder / MANIFEST} names no factory; give model=, or take the saved graph (graph=True)")
     text, weights = manifest.content(folder, PLAN), manifest.content(folder, WEIGHTS)
     try:
         plan = SlimPlan.from_json(text.decode())
-        network = _slimmed(plan, model, manifest)
+        network = _slimmed(plan, model, manifest, rules)
     except (ModelError, PlanError, TraceError) as error:
         raise type(error)(
             f"{folder}: {error}; name the factory with model=, or take the saved graph (graph=True)"
@@ -201,7 +214,9 @@ def _from_factory(folder: Path, manifest: Manifest, model: str | nn.Module | Non
     return network
 
 
-def _slimmed(plan: SlimPlan, model: str | nn.Module, manifest: Manifest) -> TracedModel:
+def _slimmed(
+    plan: SlimPlan, model: str | nn.Module, manifest: Manifest, rules: Mapping[Any, Rule] | None
+) -> TracedModel:
     """What the plan leaves of the factory's network, of its own weights. Raises: ModelError, PlanError, TraceError."""
     if isinstance(model, nn.Module):
         dense = copy.deepcopy(model)
@@ -210,7 +225,9 @@ def _slimmed(plan: SlimPlan, model: str | nn.Module, manifest: Manifest) -> Trac
             dense = load_model(model, num_classes=manifest.num_classes)
     if manifest.dtype is not None:
         dense = dense.to(getattr(torch, manifest.dtype))
-    return slim_by_plan(trace(dense, make_inputs(manifest.inputs), dynamic_batch=manifest.dynamic_batch), plan)
+    inputs = make_inputs(manifest.inputs)
+    traced = trace(dense, inputs, dynamic_batch=manifest.dynamic_batch, forward=forward_for(dense))
+    return slim_by_plan(traced, plan, rules=rules)
 
 
 def _give(network: TracedModel, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -234,9 +251,11 @@ def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
         raise SavedError(f"{path} is no readable safetensors file: {cause}") from cause
 
 
-def _check_origin(slim: TracedModel, plan: SlimPlan, model: str, num_classes: int | None) -> None:
+def _check_origin(
+    slim: TracedModel, plan: SlimPlan, model: str, num_classes: int | None, rules: Mapping[Any, Rule] | None
+) -> None:
     """Refuse to name a factory that would not give this network back. Raises: SavedError, ModelError, PlanError."""
-    made = _slimmed(plan, model, Manifest.of(slim, model, num_classes, {}))
+    made = _slimmed(plan, model, Manifest.of(slim, model, num_classes, {}), rules)
     shapes, found = (_shapes(network) for network in (slim, made))
     name = next((name for name in [*shapes, *found] if shapes.get(name) != found.get(name)), None)
     if name is not None:

@@ -15,6 +15,7 @@ from torch.nn import functional
 import curlfx
 from curlfx.errors import CurlfxError, ModelError, OutputError, PlanError, SavedError
 from curlfx.graph import TracedModel
+from curlfx.ops.pointwise import pointwise
 from curlfx.planning import SlimPlan
 from curlfx.run.recheck import recheck
 from curlfx.run.runner import RunResult
@@ -254,3 +255,42 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"holds other files \(mine\.txt\); name another folder"):
         save(network, tmp_path, plan=plan)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@torch.library.custom_op("curlfx_saved::halved", mutates_args=())
+def halved(x: Tensor) -> Tensor:
+    return x / 2
+
+
+@halved.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Custom(nn.Module):
+    """An op of the user's own between two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.ops.curlfx_saved.halved(self.conv(x)))
+
+
+def custom() -> nn.Module:
+    return Custom()
+
+
+def test_rules_of_ones_own(tmp_path: Path) -> None:
+    rules = {"curlfx_saved::halved": pointwise}
+    traced = curlfx.trace(custom(), (torch.randn(2, 3, 4, 4),))
+    coupling = curlfx.couple(traced, rules=rules)
+    plan = curlfx.plan(traced, coupling, curlfx.score(traced, coupling, importance="random"), round_to=1)
+    assert plan.widths["conv.weight"] < 8
+    network = curlfx.slim(traced, plan, coupling)
+    save(network, tmp_path, plan=plan, model=NETS + "custom", rules=rules)
+    assert_same(load(tmp_path, rules=rules), network)
+    assert_same(load(tmp_path, graph=True), network)
+    with pytest.raises(PlanError, match="this plan is for another network: it has no coupling group"):
+        load(tmp_path)
