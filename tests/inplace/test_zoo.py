@@ -85,7 +85,7 @@ def test_it_goes_on_as_a_module(narrowed):
 def test_whole_networks(name):
     net, inputs = randomise(zoo.WHOLE[name]()).eval(), zoo.image(64)
     plan = zoo.planned(net, inputs)
-    assert slim_(net, plan.made, inputs) is net
+    assert slim_(net, plan.made, traced=plan.traced) is net
     assert relative_error(in_float64(net, inputs), in_float64(plan.slim.module, inputs)) <= 1e-9
     assert [name for name, module in net.named_modules() if not says_what_it_is(module)] == []
 
@@ -97,7 +97,7 @@ def test_whole_networks(name):
 def test_the_layers_between_attention(make, widths):
     net, inputs = make().eval(), zoo.image()
     plan = zoo.planned(net, inputs, widths)
-    assert slim_(net, plan.made, inputs) is net
+    assert slim_(net, plan.made, traced=plan.traced) is net
     assert {m.out_features for name, m in net.named_modules() if name.endswith("mlp.0")} == {20}
     assert relative_error(in_float64(net, inputs), in_float64(plan.slim.module, inputs)) <= 1e-9
 
@@ -114,7 +114,7 @@ def test_narrow_heads_are_left_to_the_graph(make, line, reason):
     plan = zoo.planned(net, inputs)
     before, text = dict(net.named_parameters()), repr(net)
     with pytest.warns(InPlaceWarning, match=reason) as caught:
-        result = slim_(net, plan.made, inputs)
+        result = slim_(net, plan.made, inputs, traced=plan.traced)
     assert caught[0].filename == __file__
     assert caught[0].message.fault.line.startswith(line)
     assert "att" in caught[0].message.fault.module
@@ -129,5 +129,5 @@ def test_a_network_of_timm():
     timm = pytest.importorskip("timm", reason="timm is an extra")
     net, inputs = randomise(timm.create_model("resnet10t", num_classes=5)).eval(), zoo.image(64)
     plan = zoo.planned(net, inputs)
-    assert slim_(net, plan.made, inputs) is net
+    assert slim_(net, plan.made, traced=plan.traced) is net
     assert relative_error(in_float64(net, inputs), in_float64(plan.slim.module, inputs)) <= 1e-9
