@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,9 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components
 from torch.fx import Node
 
 from curlfx.graph.source import where
-from curlfx.labels.store import LabelStore, Origin
+from curlfx.labels.store import LabelStore
 
+Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 TIES, ALIGNMENTS, NESTS, BALANCES = "tie", "alignment", "nest", "balance"
@@ -94,13 +94,14 @@ class Chains:
     Attributes:
         links: Pairs of labels that go together, in order of the walk.
         nodes: As given.
+        titles: Name of every origin of the store: site, join or blocks.
     """
 
     def __init__(self, store: LabelStore, nodes: Mapping[str, Node]) -> None:
         self.links = _links(store)
         self._size = store.size
         self.nodes = nodes
-        self._origins = store.origins
+        self.titles = _titles(store)
         self._starts = np.array([origin.start for origin in store.origins], np.int64)
         self._pins = _pins(store)
         self._reached: dict[int, tuple[Ints, Ints]] = {}
@@ -111,12 +112,26 @@ class Chains:
 
     def title(self, label: int) -> str:
         """The site or join that a label was made for."""
-        return title(self._origins[int(self.owners(np.array([label]))[0])])
+        return self.titles[int(self.owners(np.array([label]))[0])]
 
     def source(self, node: str) -> tuple[str, str]:
         """What a node computes and the user's line; "" for what is unknown."""
         found = self.nodes.get(node)
         return ("", "") if found is None else (str(found.target), where(found))
+
+    def led(self, free: Bools) -> Bools:
+        """Which labels may go: ``(labels,)`` those of free channels, and those in blocks that may go."""
+        components = self._pinned_by(1)[0]
+        nests = [link for link in self.links if link.kind == NESTS]
+        while True:
+            going = np.zeros(self._size, dtype=bool)
+            for nest in nests:
+                going[components[nest.a[free[nest.b]]]] = True
+            more = free | going[components]
+            more[0] = False
+            if (more == free).all():
+                return free
+            free = more
 
     def between(self, a: Ints, b: Ints, kinds: Sequence[str] = (TIES,)) -> list[Step] | None:
         """The shortest chain of links from any label of ``a`` to any of ``b``; None where there is none.
@@ -189,28 +204,29 @@ class Chains:
         return way[::-1]
 
 
-def title(origin: Origin) -> str:
-    """Name of a site (``name[axis]``) or of a place that makes channels."""
-    return f"{origin.name}[{origin.axis}]" if origin.parameter else f"{origin.name} (channels made here)"
+def _titles(store: LabelStore) -> tuple[str, ...]:
+    """Names of sites (``name[axis]``), of places that make channels, and of blocks; each once."""
+    blocks = {int(labels[0]) for labels in store.rows}
+    used: dict[str, int] = {}
+    found = []
+    for origin in store.origins:
+        name = f"{origin.name}[{origin.axis}]"
+        if not origin.parameter:
+            name = f"{name} (blocks)" if origin.start in blocks else f"{origin.name} (channels made here)"
+        used[name] = used.get(name, 0) + 1
+        found.append(name if used[name] == 1 else f"{name} {used[name]}")
+    return tuple(found)
 
 
 def _links(store: LabelStore) -> list[Link]:
-    kinds: list[tuple[str, Any]] = [(TIES, [*store.ties, *store.attached]), (ALIGNMENTS, _more(store, "alignments"))]
+    kinds = ((TIES, [*store.ties, *store.attached]), (ALIGNMENTS, store.alignments))
     links = [Link(tie.a.numpy(), tie.b.numpy(), tie.node, kind) for kind, ties in kinds for tie in ties]
-    for child, parent in _more(store, "nests"):
-        a, b = np.broadcast_arrays(child.numpy(), parent.numpy())
-        links.append(Link(a.reshape(-1), b.reshape(-1), "", NESTS))
-    for balance in _more(store, "balances"):
+    links += [Link(nest.child.numpy(), nest.parent.numpy(), nest.node, NESTS) for nest in store.nests]
+    for balance in store.balances:
         matrix = balance.matrix.numpy()
         first = np.broadcast_to(matrix[:1], matrix.shape)
         links.append(Link(matrix.reshape(-1), first.reshape(-1), balance.node, BALANCES))
     return [_free(link) for link in links]
-
-
-def _more(store: LabelStore, name: str) -> Sequence[Any]:
-    """A list of the record that not every labelling has."""
-    found: Sequence[Any] = getattr(store, name, ())
-    return found
 
 
 def _free(link: Link) -> Link:

@@ -97,10 +97,12 @@ def places(coupling: Coupling) -> dict[str, Place]:
     makers = {site.rpartition("[")[0] for site, made in coupling.graph.nodes(data="made") if made}
     found = {}
     for site, data in coupling.graph.nodes(data=True):
-        numbers, counts = np.unique(group_of[data["channels"]], return_counts=True)
+        cells = coupling.cells.channels[coupling.cells.number[data["labels"]]]
+        channels = np.unique(cells[cells > 0])
+        numbers, counts = np.unique(group_of[channels], return_counts=True)
         groups = {coupling.groups[n].id: c for n, c in zip(numbers.tolist(), counts.tolist(), strict=True)}
         role: Role = "makes" if data["made"] else "reads" if site.rpartition("[")[0] in makers else "has"
-        found[site] = Place(site, role, data["width"], groups, int(data["stays"].size))
+        found[site] = Place(site, role, data["labels"].size, groups, int(data["stays"].size))
     return found
 
 

@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 from torch.fx import Node
 
-from curlfx.coupling.chains import BALANCES, KINDS, Chains, Ints, Link, Step, title
+from curlfx.coupling.chains import BALANCES, KINDS, Bools, Chains, Ints, Link, Step
 from curlfx.coupling.propagate import Labelling
 from curlfx.errors import KeepError
 
@@ -25,10 +25,11 @@ def network(labelling: Labelling, channel_of: Ints, places: Mapping[str, Node]) 
         places: FX nodes by name, for source lines.
 
     Returns:
-        Nodes with ``width`` (how many channels), ``channels`` (their numbers), ``free`` and ``stays`` (raw labels that
-        may go, and that stay), ``site`` (a parameter's axis, or a join) and ``made`` (a layer computes these channels);
-        edges with ``node``, ``op``, ``where``, ``kind`` (one of `curlfx.coupling.chains.KINDS`), ``channels`` and
-        ``stays`` (how many pairs stay). The graph itself has ``chains`` and ``channel_of``.
+        Nodes with ``labels`` (raw ones), ``channels`` (their numbers), ``free`` and ``stays`` (labels that may go, by
+        themselves or with their block, and those that stay), ``site`` (a parameter's axis, or a join) and ``made`` (a
+        layer computes these channels); edges with ``node``, ``op``, ``where``, ``kind`` (one of
+        `curlfx.coupling.chains.KINDS`), ``channels`` and ``stays`` (how many pairs stay). The graph itself has
+        ``chains`` and ``channel_of``.
     """
     store = labelling.store
     chains = Chains(store, places)
@@ -36,15 +37,16 @@ def network(labelling: Labelling, channel_of: Ints, places: Mapping[str, Node]) 
     for produced in store.producers:
         made[produced.numpy()] = True
     graph: nx.MultiGraph[str] = nx.MultiGraph(chains=chains, channel_of=channel_of)
-    for origin in store.origins:
+    free = chains.led(channel_of > 0)
+    for name, origin in zip(chains.titles, store.origins, strict=True):
         labels = np.arange(origin.start, origin.start + origin.size)
-        graph.add_node(title(origin), site=origin.parameter, made=bool(made[labels].all()))
-        _describe(graph, title(origin), labels, labels, channel_of)
+        graph.add_node(name, site=origin.parameter, made=bool(made[labels].all()))
+        _describe(graph, name, labels, labels, channel_of, free)
     for link in chains.links:
         if link.kind != BALANCES:
-            _add_edges(graph, link, chains, channel_of)
+            _add_edges(graph, link, chains, channel_of, free)
     for tie in store.attached:  # the axis of a grouped weight: what it reads took the place of its own labels
-        _describe(graph, chains.title(int(tie.a[0])), tie.a.numpy(), tie.b.numpy(), channel_of)
+        _describe(graph, chains.title(int(tie.a[0])), tie.a.numpy(), tie.b.numpy(), channel_of, free)
     return graph
 
 
@@ -87,18 +89,18 @@ def _apart(staying: Mapping[str, None]) -> str:
     return f"{' and '.join(staying)} {verb}; explain {them} alone to see why"
 
 
-def _describe(graph: nx.MultiGraph[str], name: str, own: Ints, shown: Ints, channel_of: Ints) -> None:
+def _describe(graph: nx.MultiGraph[str], name: str, own: Ints, shown: Ints, channel_of: Ints, free: Bools) -> None:
     """Note what a node's labels stand for: ``own`` ones are linked, ``shown`` ones ``(n,)`` say which channels."""
-    free = channel_of[shown] > 0
+    going = free[shown]
     graph.nodes[name].update(
-        width=int(np.unique(shown).size),
+        labels=np.unique(shown),
         channels=_numbers(channel_of[shown]),
-        free=np.unique(own[free]),
-        stays=np.unique(shown[~free]),
+        free=np.unique(own[going]),
+        stays=np.unique(shown[~going]),
     )
 
 
-def _add_edges(graph: nx.MultiGraph[str], link: Link, chains: Chains, channel_of: Ints) -> None:
+def _add_edges(graph: nx.MultiGraph[str], link: Link, chains: Chains, channel_of: Ints, free: Bools) -> None:
     left, right = chains.owners(link.a), chains.owners(link.b)
     pairs, first, index = np.unique(np.stack((left, right)), axis=1, return_index=True, return_inverse=True)
     op, place = chains.source(link.node)
@@ -107,7 +109,7 @@ def _add_edges(graph: nx.MultiGraph[str], link: Link, chains: Chains, channel_of
         mine = index == number
         channels = _numbers(channel_of[np.concatenate((link.a[mine], link.b[mine]))])
         if pairs[0, number] != pairs[1, number]:
-            stays = int((channel_of[link.b[mine]] == 0).sum())
+            stays = int((~free[link.b[mine]]).sum())
             graph.add_edge(*ends, node=link.node, op=op, where=place, kind=link.kind, channels=channels, stays=stays)
 
 

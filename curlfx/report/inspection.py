@@ -10,9 +10,6 @@ from curlfx.coupling import Coupling, Explanation, Group, Pin
 from curlfx.graph.source import where
 from curlfx.graph.traced import TracedModel
 
-WHOLE_BLOCKS = "#blocks"
-"""How the id of a group ends whose channels are whole blocks (heads, groups of a grouped convolution)."""
-
 
 def inspection(model: str, traced: TracedModel, coupling: Coupling) -> dict[str, Any]:
     """Groups, what is frozen and ops without a rule.
@@ -51,7 +48,7 @@ def group_values(group: Group, cost: CostModel) -> dict[str, Any]:
         "id": group.id,
         "width": group.width,
         "blocks": block_count(group),
-        "whole_blocks": group.id.endswith(WHOLE_BLOCKS),
+        "whole_blocks": group.whole_blocks,
         "statistics_change": group.statistics_change,
         "macs_per_channel": saving.macs,
         "params_per_channel": saving.params,

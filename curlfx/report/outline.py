@@ -262,7 +262,8 @@ def _texts(coupling: Coupling, known: Mapping[str, Place], stuck: Mapping[str, s
     texts = {}
     for group in coupling.groups:
         blocks = block_count(group)
-        remarks = [f"group {group.id}", f"{group.width} channels", f"{len(group.sites)} sites"]
+        kind = "blocks that go as a whole" if group.whole_blocks else "channels"
+        remarks = [f"group {group.id}", f"{group.width} {kind}", f"{len(group.sites)} sites"]
         remarks += [f"{blocks} blocks that keep equal counts"] if blocks is not None else []
         remarks += ["statistics change"] if group.statistics_change else []
         texts[group.id] = ", ".join(remarks)
