@@ -1,49 +1,53 @@
-"""Networks composed at random out of small blocks; a recipe prints as the code that rebuilds it."""
+"""Networks composed at random out of small parts; a recipe prints as the code that rebuilds it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from benchmarks.trial import randomise
-from tests.networks import gates, joins
-from tests.networks.chains import conv_bn
+from tests.networks.parts_attention import Attention, Encoder, OnPixels, Windows
+from tests.networks.parts_base import Map, Part, Tokens, convolution
+from tests.networks.parts_convolution import (
+    Conv,
+    Depthwise,
+    Grouped,
+    InvertedResidual,
+    Norm,
+    Raw,
+    Residual,
+    Shared,
+    Strided,
+    Transposed,
+)
+from tests.networks.parts_gates import Gate, GatedConv, Selective, Squeeze
+from tests.networks.parts_joins import (
+    Branches,
+    Concat,
+    Coordinates,
+    Ghost,
+    Hourglass,
+    OptionA,
+    Shuffle,
+    Slices,
+    Split,
+)
+from tests.networks.parts_reshape import Bands, ChannelsLast, Einsum, PixelShuffle, RoundTrip, ThroughLinear
+from tests.networks.parts_tokens import Convolved, Merge, Mixer, Mlp, Patches, TokenLinear
 
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "batch": nn.BatchNorm2d,
-    "none": lambda width: nn.Identity(),
-    "instance": lambda width: nn.InstanceNorm2d(width, affine=True, track_running_stats=True),
-    "group": lambda width: nn.GroupNorm(2 if width % 2 == 0 else 1, width),
-}
-ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
-    "relu": lambda width: nn.ReLU(inplace=True),
-    "sigmoid": lambda width: nn.Sigmoid(),
-    "gelu": lambda width: nn.GELU(),
-    "hardswish": lambda width: nn.Hardswish(),
-    "prelu": nn.PReLU,
-    "none": lambda width: nn.Identity(),
-}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One block of a composed network.
-
-    Attributes:
-        kind: Key of `BLOCKS`.
-        width: Channels the block makes, where it is free to choose (inner width, growth, outputs).
-        norm: Key of `NORMS`.
-        activation: Key of `ACTIVATIONS`.
-        number: Groups, heads, parts or pieces, by kind; clipped to what the channels allow.
-    """
-
-    kind: str
-    width: int = 4
-    norm: str = "batch"
-    activation: str = "relu"
-    number: int = 2
+# The simplest first: that is what a counterexample shrinks to.
+MAP_PARTS: tuple[type[Part], ...] = (
+    Conv, Residual, Concat, Split, Slices, Branches, Grouped, Depthwise, InvertedResidual, Shuffle, Squeeze, Selective,
+    Gate, GatedConv, Shared, Raw, Norm, Strided, OptionA, Ghost, Coordinates, Transposed, Hourglass, Bands,
+    ChannelsLast, ThroughLinear, Einsum, RoundTrip, PixelShuffle, Windows, OnPixels,
+)  # fmt: skip
+TOKEN_PARTS: tuple[type[Part], ...] = (TokenLinear, Attention, Mlp, Mixer, Convolved, Merge, Encoder)
+PIXEL_PARTS: tuple[type[Part], ...] = (Attention, Mlp, Mixer, Convolved, Encoder)  # also over pixels as tokens
+HEADS = ("pool", "flatten", "dense", "two", "dictionary", "bare")
+TOKEN_HEADS = ("pool", "first", "flatten", "dense", "two")
+SIZES = {1: (12,), 2: (8, 8), 3: (4, 4, 4)}
+WIDEST = 16  # channels; more are brought down by a 1x1 convolution, so that networks stay small
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,32 @@ class Recipe:
     """A composed network.
 
     Attributes:
+        dims: Spatial axes of the images.
         stem: Channels after the first convolution.
-        steps: The blocks in order.
-        head: "pool" (global average), "flatten" (every pixel a feature), "dense" (1x1 convolution), or "two".
+        steps: Parts over the feature map, in order.
+        patches: How the map becomes tokens; None where it does not.
+        token_steps: Parts over the tokens, in order.
+        head: One of `HEADS`, or of `TOKEN_HEADS` after tokens.
         seed: Of weights, statistics and inputs.
     """
 
+    dims: int = 2
     stem: int = 4
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Part, ...] = ()
+    patches: Patches | None = None
+    token_steps: tuple[Part, ...] = ()
     head: str = "pool"
     seed: int = 0
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts in order."""
+        return (*self.steps, *([self.patches] if self.patches else ()), *self.token_steps)
+
+    def kinds(self) -> set[str]:
+        """What the network is an example of."""
+        names = {kind for part in self.parts for kind in part.kinds()}
+        return names | {f"images of {self.dims} axes", f"head: {'tokens ' if self.patches else ''}{self.head}"}
 
     def build(self) -> nn.Module:
         """The network in float64, eval mode, with random statistics and affine parameters."""
@@ -70,199 +90,15 @@ class Recipe:
         return randomise(module.double(), self.seed).eval()
 
     def inputs(self, batch: int = 2) -> tuple[Tensor, ...]:
-        """Normally distributed float64 images of 8x8 pixels."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return (torch.randn(batch, 3, 8, 8, generator=generator, dtype=torch.float64),)
+        """Normally distributed float64 images."""
+        generator = torch.Generator().manual_seed(self.seed + batch)
+        return (torch.randn(batch, 3, *SIZES[self.dims], generator=generator, dtype=torch.float64),)
 
-
-def divisor(channels: int, wanted: int) -> int:
-    """The largest divisor of `channels` up to `wanted`."""
-    return max(number for number in range(1, wanted + 1) if channels % number == 0)
-
-
-def _conv(inputs: int, outputs: int, step: Step, *, kernel: int = 3, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, 1, kernel // 2, groups=groups, bias=step.norm != "batch"),
-        NORMS[step.norm](outputs),
-        ACTIVATIONS[step.activation](outputs),
-    )
-
-
-class Wrapped(nn.Module):
-    """A function of some modules and a feature."""
-
-    def __init__(self, function: Callable[..., Tensor], *parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        self.parts = nn.ModuleList(parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, *self.parts)
-
-
-class Scaled(nn.Module):
-    """Scale and offset that belong to no layer."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(width, 1, 1))
-        self.offset = nn.Parameter(torch.zeros(1, width, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale + self.offset
-
-
-class Tokens(nn.Module):
-    """LayerNorm and two linear layers over pixels as tokens, with a residual."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x.permute(0, 2, 3, 1)
-        return (y + self.mlp(self.norm(y))).permute(0, 3, 1, 2)
-
-
-class Sequence(nn.Module):
-    """Pixels as one sequence: flatten, linear layers with a residual, unflatten (no normalisation)."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.expand = nn.Linear(width, hidden)
-        self.project = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, rows, columns = x.shape
-        tokens = x.flatten(2).transpose(1, 2)
-        tokens = tokens + self.project(torch.relu(self.expand(tokens)))
-        return tokens.transpose(1, 2).reshape(batch, channels, rows, columns)
-
-
-def _residual(c: int, step: Step) -> tuple[nn.Module, int]:
-    body = nn.Sequential(_conv(c, step.width, step), _conv(step.width, c, step, kernel=1))
-    return Wrapped(lambda x, f: x + f(x), body), c
-
-
-def _project(c: int, step: Step) -> tuple[nn.Module, int]:
-    body = nn.Sequential(_conv(c, step.width, step), _conv(step.width, step.width, step))
-    return Wrapped(lambda x, f, g: torch.relu(f(x) + g(x)), body, nn.Conv2d(c, step.width, 1)), step.width
-
-
-def _concat(c: int, step: Step) -> tuple[nn.Module, int]:
-    return Wrapped(lambda x, f: torch.cat([x, f(x)], 1), _conv(c, step.width, step)), c + step.width
-
-
-def _branches(c: int, step: Step) -> tuple[nn.Module, int]:
-    branches = [_conv(c, step.width, step), _conv(c, step.number, step, kernel=1)]
-    return Wrapped(lambda x, f, g: torch.cat([f(x), g(x)], 1), *branches), step.width + step.number
-
-
-def _split(c: int, step: Step) -> tuple[nn.Module, int]:
-    cut = max(1, c // 2 - step.number % 2)
-
-    def forward(x: Tensor, f: nn.Module) -> Tensor:
-        left, right = torch.split(x, [cut, c - cut], dim=1)
-        return torch.cat([f(left), right], 1)
-
-    return Wrapped(forward, _conv(cut, cut, step)), c
-
-
-def _slice(c: int, step: Step) -> tuple[nn.Module, int]:
-    cut = max(1, c // 2)
-    return Wrapped(lambda x, f: f(x[:, :cut]) + x[:, c - cut :], _conv(cut, cut, step)), cut
-
-
-def _chunk(c: int, step: Step) -> tuple[nn.Module, int]:
-    if c % 2:
-        return _slice(c, step)
-    return Wrapped(lambda x, f: torch.cat([f(x.chunk(2, 1)[0]), x.chunk(2, 1)[1]], 1), _conv(c // 2, c // 2, step)), c
-
-
-def _grouped(c: int, step: Step) -> tuple[nn.Module, int]:
-    groups = divisor(c, step.number)
-    return _conv(c, groups * step.width, step, groups=groups), groups * step.width
-
-
-def _shuffle(c: int, step: Step) -> tuple[nn.Module, int]:
-    groups = divisor(c, step.number)
-    return Wrapped(lambda x, f: joins.channel_shuffle(f(x), groups), _conv(c, c, step)), c
-
-
-def _attention(c: int, step: Step) -> tuple[nn.Module, int]:
-    options = {"fused": step.width % 2 == 0, "flash": step.norm == "batch"}
-    return gates.Attention(c, divisor(c, step.number), **options), c
-
-
-def _reshape(c: int, step: Step) -> tuple[nn.Module, int]:
-    parts = divisor(c, step.number)
-
-    def forward(x: Tensor, f: nn.Module) -> Tensor:
-        pieces = f(x).unflatten(1, (parts, c // parts))
-        return (pieces * pieces.mean((3, 4), keepdim=True).sigmoid()).flatten(1, 2)
-
-    return Wrapped(forward, _conv(c, c, step)), c
-
-
-def _pixel_shuffle(c: int, step: Step) -> tuple[nn.Module, int]:
-    expand = nn.Conv2d(c, 4 * step.width, 3, padding=1)
-    return Wrapped(lambda x, f: functional.avg_pool2d(functional.pixel_shuffle(f(x), 2), 2), expand), step.width
-
-
-def _transposed(c: int, step: Step) -> tuple[nn.Module, int]:
-    up = nn.ConvTranspose2d(step.width, step.width, 2, 2)
-    return Wrapped(lambda x, f, g: torch.cat([x, g(f(x))], 1), conv_bn(c, step.width, 3, 2), up), c + step.width
-
-
-def _pad(c: int, step: Step) -> tuple[nn.Module, int]:
-    low, high = step.number // 2, step.number - step.number // 2
-    body = _conv(c, c + step.number, step)
-    return Wrapped(lambda x, f: f(x) + functional.pad(x, (0, 0, 0, 0, low, high)), body), c + step.number
-
-
-def _twice(c: int, step: Step) -> tuple[nn.Module, int]:
-    return Wrapped(lambda x, f: f(f(x)), _conv(c, c, step)), c
-
-
-def _plain(module: Callable[[int, Step], nn.Module]) -> Callable[[int, Step], tuple[nn.Module, int]]:
-    return lambda c, step: (module(c, step), c)
-
-
-BLOCKS: dict[str, Callable[[int, Step], tuple[nn.Module, int]]] = {
-    "conv": lambda c, step: (_conv(c, step.width, step), step.width),
-    "residual": _residual,
-    "project": _project,
-    "concat": _concat,
-    "branches": _branches,
-    "split": _split,
-    "slice": _slice,
-    "chunk": _chunk,
-    "grouped": _grouped,
-    "depthwise": _plain(lambda c, step: _conv(c, c, step, groups=c)),
-    "shuffle": _shuffle,
-    "squeeze": _plain(lambda c, step: gates.SqueezeExcitation(c, step.width)),
-    "mean_gate": _plain(lambda c, step: gates.MeanGate()),
-    "pixel_gate": _plain(lambda c, step: gates.PixelGate(c)),
-    "attention": _attention,
-    "reshape": _reshape,
-    "sequence": _plain(lambda c, step: Sequence(c, step.width)),
-    "tokens": _plain(lambda c, step: Tokens(c, step.width)),
-    "scaled": _plain(lambda c, step: Scaled(c)),
-    "pixel_shuffle": _pixel_shuffle,
-    "transposed": _transposed,
-    "pad": _pad,
-    "twice": _twice,
-    "norm": _plain(lambda c, step: nn.Sequential(NORMS[step.norm](c), ACTIVATIONS[step.activation](c))),
-}
-
-
-@dataclass(eq=False)
-class _Width:
-    """Channels as blocks are chained."""
-
-    channels: int
-    blocks: list[nn.Module] = field(default_factory=list)
+    def __repr__(self) -> str:
+        default = Recipe()
+        names = ("dims", "stem", "steps", "patches", "token_steps", "head", "seed")
+        changed = [name for name in names if getattr(self, name) != getattr(default, name)]
+        return f"Recipe({', '.join(f'{name}={getattr(self, name)!r}' for name in changed)})"
 
 
 class Composed(nn.Module):
@@ -270,22 +106,46 @@ class Composed(nn.Module):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        width = _Width(recipe.stem)
-        for step in recipe.steps:
-            block, width.channels = BLOCKS[step.kind](width.channels, step)
-            width.blocks.append(block)
-        self.stem = conv_bn(3, recipe.stem)
-        self.blocks = nn.Sequential(*width.blocks)
+        shape: Any = Map(recipe.stem, SIZES[recipe.dims])
+        self.stem = nn.Sequential(convolution(recipe.dims, 3, recipe.stem), nn.ReLU())
+        blocks: list[nn.Module] = []
+        for part in recipe.parts:
+            block, shape = part.build(shape)
+            blocks.append(block)
+            if isinstance(shape, Map) and shape.channels > WIDEST:
+                blocks.append(convolution(shape.dims, shape.channels, 8, 1))
+                shape = shape.of(8)
+        self.blocks = nn.Sequential(*blocks)
         self.head = recipe.head
-        self.fc = nn.Linear(width.channels * (16 if recipe.head == "flatten" else 1), 3)
-        self.dense = nn.Conv2d(width.channels, 2, 1) if recipe.head in {"dense", "two"} else None
+        self.last = _Last(recipe.head, shape)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        x = self.blocks(self.stem(x))
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.blocks(self.stem(x)))
+
+
+class _Last(nn.Module):
+    """Outputs of a network: from a feature map ``(N, C, *size)`` or from tokens ``(N, T, C)``."""
+
+    def __init__(self, head: str, shape: Map | Tokens) -> None:
+        super().__init__()
+        self.head = head
+        count = shape.pixels if isinstance(shape, Map) else shape.count
+        self.axes = tuple(range(2, 2 + shape.dims)) if isinstance(shape, Map) else (1,)
+        self.linear = nn.Linear(shape.channels * (count if head == "flatten" else 1), 3)
+        if head in {"dense", "two", "dictionary"}:
+            tokens = isinstance(shape, Tokens)
+            self.dense = nn.Linear(shape.channels, 2) if tokens else convolution(shape.dims, shape.channels, 2, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        if self.head == "bare":
+            return x
         if self.head == "flatten":
-            return self.fc(functional.max_pool2d(x, 2).flatten(1))
-        if self.dense is None:
-            return self.fc(x.mean((2, 3)))
+            return self.linear(x.flatten(1))
+        if self.head == "dense":
+            return self.dense(x)
+        if self.head == "first":
+            return self.linear(x[:, 0])
+        pooled = self.linear(x.mean(self.axes))
         if self.head == "two":
-            return self.fc(x.mean((2, 3))), self.dense(x)
-        return self.dense(x)
+            return pooled, self.dense(x)
+        return {"label": pooled, "map": self.dense(x)} if self.head == "dictionary" else pooled
