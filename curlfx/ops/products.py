@@ -81,15 +81,16 @@ def distances(call: OpCall) -> Arrays:
     count = len(call.out_shape) - 2
     letters = _LETTERS[:count]
     factors = [
-        _gated(call, "x1", letters[count - len(left) + 2 :] + "pm"),
-        _gated(call, "x2", letters[count - len(right) + 2 :] + "rm"),
+        _gated(call, "x1", letters[count - len(left) + 2 :] + "pm", "m"),
+        _gated(call, "x2", letters[count - len(right) + 2 :] + "rm", "m"),
     ]
     return contract(call, factors, letters + "pr")
 
 
-def _gated(call: OpCall, of: str, letters: str) -> Factor:
+def _gated(call: OpCall, of: str, letters: str, summed: str) -> Factor:
     """As :func:`factor`, for a sum that is no product: a parameter counts by itself, so it gets a gate too."""
-    call.read(of, parameters=True)
+    if summed in letters:
+        call.read(of, [letters.index(summed)], parameters=True)
     return Factor(call.arrays(of), call.shape(of), letters)
 
 
@@ -101,7 +102,7 @@ def cosine(call: OpCall) -> Arrays:
     ndim = max(len(call.shape(name)) for name in ("x1", "x2"))
     axis = int(call.number("dim", 1)) % ndim
     letters = _LETTERS[:ndim]
-    factors = [_gated(call, name, letters[ndim - len(call.shape(name)) :]) for name in ("x1", "x2")]
+    factors = [_gated(call, name, letters[ndim - len(call.shape(name)) :], letters[axis]) for name in ("x1", "x2")]
     return contract(call, factors, letters.replace(letters[axis], ""))
 
 

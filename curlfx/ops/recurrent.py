@@ -33,13 +33,13 @@ def recurrent(call: OpCall) -> list[Arrays]:
             call.freeze(call.arrays(tensor), f"{call.node.target!s} with projections or packed steps is not followed")
         return [() for _ in call.node.meta["val"]]
     units = _units(call, cells)
-    call.read("input")
+    call.read("input", [len(call.shape("input")) - 1])
     columns = _columns(call, "input", len(call.shape("input")) - 1)
     for place, weights in enumerate(cells):
         _tie_inputs(call, weights[0], columns)
-        call.read(weights[1], parameters=True)
+        call.read(weights[1], [1], parameters=True)
         if place >= directions:
-            call.read(weights[0], parameters=True)
+            call.read(weights[0], [1], parameters=True)
         if place % directions == directions - 1:
             columns = None if units is None else torch.cat([units] * directions)
     if units is not None:
@@ -55,10 +55,10 @@ def cell(call: OpCall) -> Arrays | list[Arrays]:
     """
     weights = [call.arg(name) for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
     units = _units(call, [[weight for weight in weights if isinstance(weight, Node)]])
-    call.read("input")
+    call.read("input", [len(call.shape("input")) - 1])
     _tie_inputs(call, weights[0], _columns(call, "input", len(call.shape("input")) - 1))
     if units is not None:
-        call.read(_states(call)[0])
+        call.read(_states(call)[0], [len(call.shape(_states(call)[0])) - 1])
         for state in _states(call):
             _tie_state(call, state, units)
     arrays = () if units is None else (along(units, len(call.out_shape), len(call.out_shape) - 1),)
