@@ -155,6 +155,24 @@ def test_blocks_of_channels():
         assert relative_error(evaluate(found.module, drawn(IMAGE)), want) <= TOLERANCE
 
 
+@pytest.mark.parametrize("name", ["mean", "var", "std", "amax", "max"])
+@pytest.mark.parametrize("dim", [(1,), (2,), (1, 2), (2, 3)])
+def test_whole_blocks_go(name, dim):
+    """Statistics over blocks, and within blocks that may be gone."""
+
+    def function(m, y):
+        z = y.unflatten(1, (-1, 2))
+        return (z * STATISTICS[name](z, dim, True)).flatten(1, 2)
+
+    net = prepared(between(function))
+    laboratory = Laboratory.of(net, drawn(IMAGE))
+    (blocks,) = (group for group in laboratory.coupling.groups if group.width == 4)
+    assert blocks.statistics_change == (1 in dim)
+    want = evaluate(narrow(net, (2, 3, 4, 5)), drawn(IMAGE))
+    for found in (laboratory.slim({blocks.id: (1, 2)}), laboratory.gated({blocks.id: (1, 2)}, statistics="kept")):
+        assert relative_error(evaluate(found.module, drawn(IMAGE)), want) <= TOLERANCE
+
+
 def test_one_statistic_of_another():
     """The source of the second statistic is itself one that was replaced."""
     agree(between(lambda m, y: (y - y.mean((2, 3), True)) * y.amax((2, 3), True).mean(1, True).sigmoid()), (2, 7))
