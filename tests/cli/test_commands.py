@@ -32,7 +32,7 @@ def test_inspect(program: Program) -> None:
     done = program("inspect", *TINY)
     assert done.code == 0
     assert done.out.splitlines()[1:] == [
-        "2 coupling groups, 32 channels, 76.2% of what layers compute",
+        "2 coupling groups, 32 channels, 82.8% of what layers compute",
         "group         width  members  blocks  MACs/channel  params/channel  notes",
         "stem.weight      16        9                  19 k             310",
         "inner.weight     16        3                18.4 k             289",
@@ -49,7 +49,7 @@ def test_inspect_as_json(program: Program) -> None:
     assert found["groups"][0]["members"][:3] == ["inner.weight[0]", "inner.bias[0]", "outer.weight[1]"]
     assert found["frozen"][0]["reason"] == "frozen by the user (stem)"
     assert found["macs"] == 64 * 9 * (16 + 2 * 256) + 160
-    assert found["free_share"] == pytest.approx(16 / (16 + found["frozen_channels"]))
+    assert found["free_share"] == pytest.approx(16 / (3 * 16 + 10))
     assert found["unsupported"] == []
 
 

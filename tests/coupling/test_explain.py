@@ -96,3 +96,20 @@ def test_frozen_layers_get_the_reason_they_are_listed_with(name):
 def test_an_unknown_site():
     with pytest.raises(KeepError, match=r"'heat' is no site of this network; did you mean 'head"):
         explain(pinned(), "heat")
+
+
+def test_a_site_is_in_the_group_of_its_heads_too():
+    """Queries and keys of 2 heads of 4 are tied to each other, values are not: 16 coupled channels in 24 rows."""
+    made = explain(coupled("attention_fused"), "body.qkv")[0].place
+    assert (made.width, made.stays) == (24, 0)
+    assert made.groups == {"body.qkv.weight": 16, "body.qkv.weight#blocks": 2}
+
+
+def test_queries_and_values_are_tied_by_their_head_alone():
+    coupling = coupled("attention_separate")
+    names = [str(site.site) for site in places(coupling).values() if site.role == "makes" and len(site.groups) == 2]
+    query, value = names[0], names[2]
+    assert set(places(coupling)[query].groups) & set(places(coupling)[value].groups) == {f"{names[0][:-3]}#blocks"}
+    steps = coupling.why(query, value)
+    assert (steps[0].a, steps[-1].b) == (query, value)
+    assert any("(blocks)" in step.b for step in steps)
