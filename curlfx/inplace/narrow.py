@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -36,10 +36,11 @@ def narrow(model: nn.Module, dense: TracedModel, slim: TracedModel, gather: Gath
     calls = calls_of(model, dense, slim)
     layers = [(module, calls.get(id(module), Calls())) for module in model.modules()]
     said = [layer_widths(module, [call.dense for call in own.own]) for module, own in layers]
+    owners = dict(model.named_modules(remove_duplicate=False))
     new: dict[int, tuple[Tensor, Tensor]] = {}
     for name, value in {**_renumbered(dense, slim), **_narrower(dense, slim)}.items():
         try:
-            pairs = _replacements(model, name, dense.parameter(name), value, gather)
+            pairs = _replacements(owners, name, dense.parameter(name), value, gather)
         except _Irreplaceable as fault:
             return Fault(str(fault), name.rpartition(".")[0])
         new.update({id(old): (old, _like(old, after)) for old, after in pairs})
@@ -57,11 +58,11 @@ class _Irreplaceable(Exception):  # noqa: N818 - a way out of a loop, not an err
 
 
 def _replacements(
-    model: nn.Module, name: str, dense: Tensor, value: Tensor, gather: Gather
+    owners: Mapping[str, nn.Module], name: str, dense: Tensor, value: Tensor, gather: Gather
 ) -> list[tuple[Tensor, Tensor]]:
     """Tensors of the model and what takes their place, for one tensor of the graph. Raises: _Irreplaceable."""
     path, _, key = name.rpartition(".")
-    owner = model.get_submodule(path) if _has(model, path) else None
+    owner = owners.get(path)
     if owner is not None and parametrize.is_parametrized(owner, key):
         return _originals(owner.parametrizations[key], name, value)  # type: ignore[index,arg-type]
     old = None if owner is None else _tensor(owner, key)
@@ -111,10 +112,6 @@ def _renumbered(dense: TracedModel, slim: TracedModel) -> dict[str, Tensor]:
 def _leaves(node: Node | None) -> list[Any]:
     arguments = [] if node is None else [*node.args, *node.kwargs.values()]
     return [leaf for one in arguments for leaf in (one if isinstance(one, (list, tuple)) else [one])]
-
-
-def _has(model: nn.Module, path: str) -> bool:
-    return path in dict(model.named_modules(remove_duplicate=False))
 
 
 def _tensor(owner: nn.Module, key: str) -> Tensor | None:

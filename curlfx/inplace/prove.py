@@ -50,8 +50,9 @@ def parting(slim: TracedModel, found: TracedModel) -> Fault | None:
 def _unlike(slim: TracedModel, found: TracedModel) -> str | None:
     """Name of the first tensor that the slim graph reads and the other model holds with other values."""
     held = found.tensors()
+    read = {node.target for node in slim.graph.find_nodes(op="get_attr")}
     for name, tensor in slim.tensors().items():
-        if name in held and slim.graph.find_nodes(op="get_attr", target=name):
+        if name in held and name in read:
             same = tensor.shape == held[name].shape and torch.equal(tensor, held[name])
             if not same and not torch.allclose(tensor, held[name], rtol=0.0, atol=0.0, equal_nan=True):
                 return name

@@ -13,8 +13,14 @@ from torch.nn.utils import parametrizations
 import curlfx
 from benchmarks.trial import randomise, relative_error
 from curlfx.errors import PlanError, TraceError, UsageError
+from curlfx.graph import trace
 from curlfx.inplace import InPlaceWarning, slim_
+from curlfx.inplace.attributes import layer_widths
+from curlfx.inplace.calls import calls_of
 from tests.inplace import zoo
+
+
+ONE_HEAD = {"1.qkv.weight#blocks": 1}
 
 
 def image_net(*layers: nn.Module, out: int = 8) -> nn.Sequential:
@@ -75,14 +81,26 @@ def test_layers_of_tokens(layer, attributes):
 
 def test_group_norm_of_several_groups():
     net = randomise(image_net(nn.GroupNorm(2, 8)))
-    narrowed(net, **{"*": 6})
+    narrowed(net, **{"0.weight": 6})
     assert (net[1].num_groups, net[1].num_channels) == (2, 6)
+
+
+def test_group_norm_that_loses_a_group():
+    net = randomise(image_net(nn.GroupNorm(2, 8)))
+    narrowed(net, **{"0.weight#blocks": 1})
+    assert (net[1].num_groups, net[1].num_channels) == (1, 4)
 
 
 def test_grouped_convolution():
     net = image_net(nn.Conv2d(8, 12, 3, groups=2), out=12)
     narrowed(net, **{"0.weight": 6, "1.weight": 4})
     assert (net[1].in_channels, net[1].out_channels, net[1].groups) == (6, 4, 2)
+
+
+def test_grouped_convolution_that_loses_a_group():
+    net = image_net(nn.Conv2d(8, 12, 3, groups=2), out=12)
+    narrowed(net, **{"0.weight#blocks": 1})
+    assert (net[1].in_channels, net[1].out_channels, net[1].groups) == (4, 6, 1)
 
 
 def test_embedding():
@@ -98,6 +116,26 @@ def test_embedding():
     net, inputs = Words(), torch.randint(10, (2, 4))
     narrowed(net, inputs)
     assert (net.words.num_embeddings, net.words.embedding_dim, net.head.in_features) == (10, 5, 5)
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("more", [{}, {"kdim": 6, "vdim": 10}])
+def test_attention_is_read_off_its_calls(need_weights, more):
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(12, 3, batch_first=True, **more)
+
+        def forward(self, q, k, v):
+            return self.attention(q, k, v, need_weights=need_weights)[0]
+
+    net = Attending()
+    traced = trace(net, tuple(torch.randn(2, 5, more.get(name, 12)) for name in ("", "kdim", "vdim")))
+    calls = calls_of(net, traced, traced)[id(net.attention)]
+    widths = layer_widths(net.attention, [call.slim for call in calls.own])
+    assert widths == {
+        "embed_dim": 12, "num_heads": 3, "head_dim": 4, "kdim": more.get("kdim", 12), "vdim": more.get("vdim", 12)
+    }  # fmt: skip
 
 
 class Heads(nn.Module):
@@ -118,14 +156,15 @@ class Heads(nn.Module):
         return self.proj((attention @ v).transpose(1, 2).reshape(b, n, self.num_heads * self.head_dim))
 
 
-def test_widths_in_attributes_follow_by_name():
+@pytest.mark.parametrize(
+    ("widths", "heads", "head_dim", "rows"),
+    [({"1.qkv.weight": 20, "1.proj.weight": 16}, 2, 5, 30), (ONE_HEAD, 1, 8, 24)],
+)
+def test_widths_in_attributes_follow_by_name(widths, heads, head_dim, rows):
     net = nn.Sequential(nn.Linear(3, 16), Heads(), nn.Linear(16, 2))
-    groups = curlfx.couple(curlfx.trace(net, torch.randn(2, 7, 3))).groups
-    fused = {group.id: 30 if len(group.sites) == 2 else 20 for group in groups if group.id.startswith("1.qkv.weight")}
-    widths = {name: round(5 / 8 * group.width) for group in groups for name in [group.id] if name in fused}
     narrowed(net, torch.randn(2, 7, 3), **widths)
-    assert (net[1].head_dim, net[1].num_heads, net[1].dim, net[1].sizes) == (5, 2, 16, [16, 16, 16])
-    assert net[1].qkv.out_features == 30
+    assert (net[1].head_dim, net[1].num_heads, net[1].qkv.out_features) == (head_dim, heads, rows)
+    assert (net[1].dim, net[1].sizes) == (16, [16, 16, 16])
 
 
 def test_tensors_keep_their_kind():

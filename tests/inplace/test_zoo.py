@@ -102,6 +102,16 @@ def test_the_layers_between_attention(make, widths):
     assert relative_error(in_float64(net, inputs), in_float64(plan.slim.module, inputs)) <= 1e-9
 
 
+def test_a_transformer_with_fewer_heads():
+    net, inputs = zoo.vision_transformer().eval(), zoo.image()
+    plan = zoo.planned(net, inputs, {"conv_proj.weight": 24, "*.in_proj_weight#blocks": 3})
+    assert slim_(net, plan.made, traced=plan.traced) is net
+    attention = net.encoder.layers[0].self_attention
+    assert (attention.num_heads, attention.head_dim, attention.embed_dim, net.hidden_dim) == (3, 8, 24, 24)
+    assert (attention.kdim, attention.vdim, attention.out_proj.in_features) == (24, 24, 24)
+    assert relative_error(in_float64(net, inputs), in_float64(plan.slim.module, inputs)) <= 1e-9
+
+
 @pytest.mark.parametrize(
     ("make", "line", "reason"),
     [
