@@ -19,7 +19,6 @@ from curlfx.inplace.attributes import layer_widths
 from curlfx.inplace.calls import calls_of
 from tests.inplace import zoo
 
-
 ONE_HEAD = {"1.qkv.weight#blocks": 1}
 
 

@@ -113,15 +113,20 @@ def test_a_transformer_with_fewer_heads():
 
 
 @pytest.mark.parametrize(
-    ("make", "line", "reason"),
+    ("make", "widths", "line", "reason"),
     [
-        (zoo.vision_transformer, "models/vision_transformer.py:", "scaled_dot_product_attention computes something"),
-        (zoo.swin, "models/swin_transformer.py:", "in the slim graph"),
+        (
+            zoo.vision_transformer,
+            {"conv_proj.weight": 20, "*.in_proj_weight": 40},
+            "models/vision_transformer.py:",
+            "scaled_dot_product_attention computes something else here than in the slim graph",
+        ),
+        (zoo.swin, {"*.attn.qkv.weight": 0.5}, "models/swin_transformer.py:", "is invalid for input of size"),
     ],
 )
-def test_narrow_heads_are_left_to_the_graph(make, line, reason):
+def test_narrow_heads_are_left_to_the_graph(make, widths, line, reason):
     net, inputs = make().train(), zoo.image()
-    plan = zoo.planned(net, inputs)
+    plan = zoo.planned(net, inputs, widths)
     before, text = dict(net.named_parameters()), repr(net)
     with pytest.warns(InPlaceWarning, match=reason) as caught:
         result = slim_(net, plan.made, inputs, traced=plan.traced)
