@@ -160,11 +160,10 @@ def _traits(group: dict[str, Any]) -> list[str]:
     traits = [f"width {group['width']}"]
     if group["blocks"] is not None:
         traits.append(f"in {group['blocks']} blocks that keep equal counts")
-    traits.append(
-        f"one channel is {count(group['macs_per_channel'])} MACs, {count(group['params_per_channel'])} parameters"
-    )
+    unit = "block" if group["whole_blocks"] else "channel"
+    price = f"{count(group['macs_per_channel'])} MACs, {count(group['params_per_channel'])} parameters"
     remark = _remarks(group)
-    return [*traits, remark] if remark else traits
+    return [*traits, f"one {unit} is {price}", *([remark] if remark else [])]
 
 
 def _first(names: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from curlfx.passes.slim import Slim
 from curlfx.report.layers import COLUMNS, from_csv, frozen_rows, group_rows, layer_rows, to_csv
 from curlfx.report.page import PageContent, render
 from curlfx.report.summary import Latency, NetworkFigures, Summary, Verification
-from curlfx.report.text import columns, count, headline, share, verdict
+from curlfx.report.text import columns, count, folded, headline, share, verdict
 
 FIGURES = NetworkFigures(2_000_000, 2_100_000, 50_000, 210_000, 0.98, Latency(1.0, 1.5, 2.0, 0.9, 1.1))
 SUMMARY = Summary(
@@ -51,6 +51,15 @@ def test_columns_line_up() -> None:
     assert columns([("name", "x"), ("a", "10")]) == ["name   x", "a     10"]
     assert columns([("1", "word"), ("10", "w")], text=(1,)) == [" 1  word", "10  w"]
     assert columns([]) == []
+
+
+def test_names_that_differ_in_numbers_fold() -> None:
+    assert folded([f"layers.{i}.fc{j}.weight[0]" for i in (0, 1, 2, 5) for j in (1, 2)]) == [
+        "layers.{0-2,5}.fc{1-2}.weight[0]"
+    ]
+    assert folded(["a.1", "b", "a.1[0]", "a.1[1]"]) == ["a.1", "b", "a.1[0]", "a.1[1]"]
+    assert folded(["a.0.0", "a.0.1", "a.1.0"]) == ["a.{0-1}.{0-1} (3 of these)"]
+    assert folded([]) == []
 
 
 def test_headline() -> None:
