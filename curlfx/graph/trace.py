@@ -194,10 +194,10 @@ def _refused(error: Exception) -> TraceError:
     name = type(error).__name__
     if "DataDependent" in name or "data-dependent" in str(error) or "cond" in name.lower():
         reason = "the control flow depends on values of a tensor"
-        advice = "compute it without a branch (torch.where), or trace the part of the model before it, its backbone"
+        advice = "compute it without a branch (torch.where), or trace a function that does without it: trace(forward=…)"
     else:
         reason = f"torch.export refuses the model: {name}: {_first_line(error)}"
-        advice = "rewrite this line with ordinary tensor operations, or trace the part of the model without it"
+        advice = "rewrite this line with ordinary tensor operations, or trace a function without it: trace(forward=…)"
     return TraceError(f"{place}: {reason}; {advice}")
 
 
