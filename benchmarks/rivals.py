@@ -51,7 +51,15 @@ RESULTS = {
 def judge(name: str, side: str) -> Row:
     """Narrow one network with one tool and compare it with the oracle."""
     import torch
-    from rivals_oracle import UnidentifiedError, attention_widths, expected_output, no_fast_path, output_error, removal
+    from rivals_oracle import (
+        UnidentifiedError,
+        attention_widths,
+        expected_output,
+        no_fast_path,
+        output_error,
+        removal,
+        standardised_weights,
+    )
     from rivals_tools import SIDES as TOOLS
     from rivals_tools import Clock, layer_rows, subjects
     from trial import flatten_outputs
@@ -68,7 +76,7 @@ def judge(name: str, side: str) -> Row:
         return {"result": "given up" if memory else "crash", "note": first_line(error)}
     row: Row = {"removable": sum(narrowed.removable.values()) / total}
     try:
-        removed = removal(module, narrowed.parameters)
+        removed = removal(module, narrowed.parameters, standardised_weights(module, (image,)))
     except UnidentifiedError as error:
         return row | {"result": "unknown", "note": first_line(error)}
     if not removed:

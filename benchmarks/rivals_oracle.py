@@ -2,8 +2,9 @@
 
 A tool deletes rows and columns of parameters. Which ones is read off the values: every value of a random weight occurs
 once, so a value of the narrow weight says where it stood in the intact one. The oracle is then the intact network with
-the same channels multiplied by zero: the inputs of every convolution and linear layer that lost columns, and the
-outputs of every layer that lost rows. Nothing of it knows either tool.
+the same channels multiplied by zero: what convolutions and linear layers read where they lost columns, and what they
+make where they lost rows; for layers that use their weights as they are, zeros in the weights do both. Nothing of it
+knows either tool.
 """
 
 import copy
@@ -100,12 +101,48 @@ def _grouped_elements(intact: Tensor, narrow: Tensor) -> Tensor:
     return kept
 
 
-def removal(intact: nn.Module, narrow: Mapping[str, Tensor]) -> Removal:
+def _kept_of_either(intact: Tensor, standardised: Tensor | None, narrow: Tensor) -> tuple[Tensor, ...]:
+    try:
+        return kept_positions(intact, narrow)
+    except UnidentifiedError:
+        if standardised is None:
+            raise
+        return kept_positions(standardised, narrow)
+
+
+def standardised_weights(network: nn.Module, inputs: Sequence[Any]) -> dict[str, Tensor]:
+    """What convolutions with a forward of their own convolve with, by the name of the weight it is made from."""
+    found: dict[str, Tensor] = {}
+    running: list[str] = []
+    names = {f"{name}.weight": layer for name, layer in network.named_modules() if isinstance(layer, CONVOLUTIONS)}
+    handles = []
+    for name, layer in names.items():
+        if type(layer) not in LAYERS:
+            handles.append(layer.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
+            handles.append(layer.register_forward_hook(lambda *_: running.clear()))
+    original = functional.conv2d
+
+    def conv2d(x: Tensor, weight: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        if running:
+            found[running[-1]] = weight.detach()
+        return original(x, weight, *arguments, **options)
+
+    with torch.no_grad(), _replaced("conv2d", conv2d):
+        network(*inputs)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def removal(
+    intact: nn.Module, narrow: Mapping[str, Tensor], standardised: Mapping[str, Tensor] | None = None
+) -> Removal:
     """What is gone from the parameters of a network.
 
     Args:
         intact: The network before.
         narrow: Parameters after, by the names they had before; those that are missing count as unchanged.
+        standardised: Values that a tool may have put in place of a weight (see `standardised_weights`).
 
     Raises: UnidentifiedError, with the name of the parameter.
     """
@@ -120,7 +157,7 @@ def removal(intact: nn.Module, narrow: Mapping[str, Tensor]) -> Removal:
             if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) and module.groups > 1 and leaf == "weight":
                 result.elements[name] = _grouped_elements(before.detach(), after.detach())
             else:
-                result.kept[name] = kept_positions(before.detach(), after.detach())
+                result.kept[name] = _kept_of_either(before.detach(), (standardised or {}).get(name), after.detach())
         except UnidentifiedError as error:
             raise UnidentifiedError(f"{name}: {error}") from None
     return result
@@ -161,14 +198,13 @@ def expected_output(
         elif positions is None:
             continue
         elif isinstance(module, BATCH_NORMS) and leaf == "weight":
-            handles.append(module.register_forward_hook(_masks_output(1, positions[0], len(before))))
+            handles.append(module.register_forward_hook(_masks_output(positions[0], len(before))))
         elif isinstance(module, BATCH_NORMS):
             continue
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
             norms[id(before)] = positions[0]
-        elif isinstance(module, LAYERS) and not isinstance(modules[owner.rpartition(".")[0]], nn.MultiheadAttention):
-            own = type(module) not in LAYERS
-            handles += (_on_kept_part if own and kept_weights else _layer_masks)(module, leaf, positions, before)
+        elif isinstance(module, CONVOLUTIONS) and type(module) not in LAYERS:
+            handles += (_on_kept_part if kept_weights else _layer_masks)(module, leaf, positions, before)
         else:
             saved.append((before, before.detach().clone()))
             before.data = _zeroed(before.data, positions)
@@ -196,29 +232,26 @@ def _mask(kept: Tensor, width: int) -> Tensor:
     return mask
 
 
-def _masks_output(axis: int, kept: Tensor, width: int) -> Callable[..., Tensor]:
+def _masks_output(kept: Tensor, width: int) -> Callable[..., Tensor]:
     mask = _mask(kept, width)
 
     def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return output * mask.reshape([-1 if other == axis % output.ndim else 1 for other in range(output.ndim)])
+        return output * mask.reshape([-1 if axis == 1 else 1 for axis in range(output.ndim)])
 
     return hook
 
 
 def _layer_masks(module: nn.Module, leaf: str, positions: Sequence[Tensor], weight: Tensor) -> list[Any]:
-    """Hooks that multiply a layer's inputs by zero where columns are gone, and its outputs where rows are."""
+    """Hooks that multiply a convolution's inputs by zero where columns are gone, and its outputs where rows are."""
     if leaf != "weight":
         return []
-    row, column = (1, 0) if isinstance(module, TRANSPOSED) else (0, 1)
-    axis = -1 if isinstance(module, nn.Linear) else 1
-    inputs = _mask(positions[column], weight.shape[column])
+    inputs = _mask(positions[1], weight.shape[1])
 
     def masks_input(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         x = arguments[0]
-        place = axis % x.ndim if axis == -1 else x.ndim - weight.ndim + 1
-        return (x * inputs.reshape([-1 if other == place else 1 for other in range(x.ndim)]), *arguments[1:])
+        return (x * inputs.reshape([-1 if axis == 1 else 1 for axis in range(x.ndim)]), *arguments[1:])
 
-    output = _masks_output(axis, positions[row], weight.shape[row])
+    output = _masks_output(positions[0], weight.shape[0])
     return [module.register_forward_pre_hook(masks_input), module.register_forward_hook(output)]
 
 

@@ -110,28 +110,27 @@ class Narrowed:
 
 
 def layer_rows(subject: Subject, module: nn.Module, image: Tensor) -> dict[str, tuple[int, int]]:
-    """Weights of the layers that run: row axis and number of rows. Layers that make the outputs are left out."""
-    names = {layer: name for name, layer in module.named_modules()}
-    left_out = set(subject.heads(module))
-    rows: dict[str, tuple[int, int]] = {}
+    """Weights of convolutions and linear layers in parts that run: row axis and number of rows.
 
-    def seen(layer: nn.Module, *_: Any) -> None:
-        if layer in left_out:
-            return
-        if isinstance(layer, nn.MultiheadAttention):
-            rows[f"{names[layer]}.in_proj_weight"] = (0, 3 * layer.embed_dim)
-            rows[f"{names[layer]}.out_proj.weight"] = (0, layer.embed_dim)
-        else:
-            weight = layer.weight
-            axis = int(isinstance(layer, TRANSPOSED))
-            rows[f"{names[layer]}.weight"] = (axis, weight.shape[axis])
-
-    watched = [layer for layer in module.modules() if isinstance(layer, (*LAYERS, nn.MultiheadAttention))]
-    handles = [layer.register_forward_hook(seen) for layer in watched]
+    Layers that make the outputs are left out.
+    """
+    called: set[nn.Module] = set()
+    handles = [layer.register_forward_hook(lambda layer, *_: called.add(layer)) for layer in module.modules()]
     with torch.no_grad(), no_fast_path():
         module(image)
     for handle in handles:
         handle.remove()
+    heads = set(subject.heads(module))
+    rows: dict[str, tuple[int, int]] = {}
+    for name, layer in module.named_modules():
+        owner = module.get_submodule(name.rpartition(".")[0])
+        if layer in heads or not called & {layer, owner}:  # some layers hand their weights to a function
+            continue
+        if isinstance(layer, nn.MultiheadAttention):
+            rows[f"{name}.in_proj_weight"] = (0, 3 * layer.embed_dim)
+        elif isinstance(layer, LAYERS):
+            axis = int(isinstance(layer, TRANSPOSED))
+            rows[f"{name}.weight"] = (axis, layer.weight.shape[axis])
     return rows
 
 

@@ -15,6 +15,7 @@ from benchmarks.rivals_oracle import (
     kept_positions,
     output_error,
     removal,
+    standardised_weights,
 )
 from benchmarks.trial import randomise
 
@@ -175,3 +176,43 @@ def test_missing_outputs_are_found_and_compared():
     assert error > 1e-3
     assert cut
     assert output_error([whole], []) == (math.inf, False)
+
+
+def test_standardised_values_in_place_of_a_weight_are_identified():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            return functional.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+    net = prepared(nn.Sequential(nn.Conv2d(3, 6, 1, bias=False), Standardised(6, 4, 1), nn.Conv2d(4, 2, 1)))
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    found = standardised_weights(net, (x,))
+    assert list(found) == ["1.weight"]
+    narrow = copy.deepcopy(net)
+    take(narrow, "0.weight", [1, 2, 5])
+    narrow[1] = nn.Conv2d(3, 2, 1, dtype=torch.float64)
+    narrow[1].weight = nn.Parameter(found["1.weight"][[0, 3]][:, [1, 2, 5]])
+    narrow[1].bias = nn.Parameter(net[1].bias.detach()[[0, 3]])
+    take(narrow, "2.weight", columns=[0, 3])
+    removed = removal(net, dict(narrow.named_parameters()), found)
+    with torch.no_grad():
+        assert output_error([narrow(x)], [expected_output(net, removed, (x,))])[0] < 1e-12
+    with pytest.raises(UnidentifiedError, match=r"1\.weight"):
+        removal(net, dict(narrow.named_parameters()))
+
+
+def test_weights_handed_to_a_function_are_masked_too():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            hidden = functional.gelu(functional.linear(x, self.a.weight, self.a.bias))
+            return functional.linear(hidden, self.b.weight, self.b.bias)
+
+    net, x = prepared(Functional()), torch.randn(2, 3, dtype=torch.float64)
+    narrow = copy.deepcopy(net)
+    for name in ("a.weight", "a.bias"):
+        take(narrow, name, [0, 4])
+    take(narrow, "b.weight", columns=[0, 4])
+    assert error_of(net, narrow, x)[0] < 1e-12
