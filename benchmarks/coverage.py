@@ -51,13 +51,13 @@ def in_own_process(name: str, arguments: argparse.Namespace) -> Row:
     process.start()
     sender.close()
     row: Row = {"model": name, "zoo": arguments.zoo, "kind": ""}
+    found = receiver.poll(arguments.timeout)
     try:
-        found = receiver.poll(arguments.timeout)
         row = receiver.recv() if found else row | {"failure": f"no result after {arguments.timeout} s"}
     except EOFError:
         process.join()
         row["failure"] = f"process ended with {process.exitcode}"
-    process.join(0 if "failure" in row else 30)
+    process.join(30 if found else 0)
     process.kill()
     process.join()
     return row
