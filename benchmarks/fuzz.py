@@ -14,6 +14,7 @@ import argparse
 import gc
 import json
 import random
+import re
 import statistics
 import sys
 import time
@@ -107,13 +108,19 @@ def _plainer(part: Any) -> Iterator[Any]:
             yield replace(part, **{one.name: one.default})
 
 
+def _sort(failure: str) -> tuple[str, ...]:
+    """Stage, kind of error and line of the network that a failure names."""
+    place = re.search(r"\w+\.py:\d+", failure)
+    return (*failure.split(": ")[:2], place[0] if place else "")
+
+
 def shrunk(recipe: Any, failure: str, *, onnx: bool, attempts: int = 3) -> tuple[Any, str]:
-    """A smaller network that fails at the same stage with the same kind of error, and its failure."""
+    """A smaller network that fails at the same stage and place with the same kind of error, and its failure."""
 
     def fails(candidate: Any) -> str | None:
         for number in range(attempts):  # other keep sets
             row = examined(candidate, random.Random(number), onnx=onnx)
-            if "failure" in row and row["failure"].split(": ")[:2] == failure.split(": ")[:2]:
+            if "failure" in row and _sort(row["failure"]) == _sort(failure):
                 return str(row["failure"])
         return None
 
