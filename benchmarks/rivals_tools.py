@@ -247,6 +247,8 @@ def _correct(module: nn.Module, num_heads: Mapping[nn.Module, int]) -> None:
             if isinstance(fused := getattr(layer, "qkv", None), nn.Linear):
                 layer.num_heads = num_heads[fused]
                 layer.head_dim = fused.out_features // (3 * layer.num_heads)
+                if hasattr(layer, "attn_dim"):  # of newer timm than its examples are for
+                    layer.attn_dim = fused.out_features // 3
             elif isinstance(query := getattr(layer, "q", None), nn.Linear):
                 layer.num_heads = num_heads[query]
                 layer.head_dim = query.out_features // layer.num_heads
