@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -13,8 +14,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from curlfx.coupling import Coupling, GroupId
-from curlfx.coupling.constants import Constants
 from curlfx.errors import InvariantError
+from curlfx.graph.constants import Constants
 from curlfx.graph.shapes import shape_of
 from curlfx.graph.traced import TracedModel
 from curlfx.labels.compact import Bools, compact, kept_along, kept_shape
@@ -52,6 +53,8 @@ class Slim(Pass):
         for node in list(graph.graph.nodes):
             if node.op == "call_function":
                 self._resize(graph, node, old, new, alive)
+        for name in self.coupling.tables:
+            self._narrow(graph, name, alive)
         graph.set_parameters(self._gathered(graph, alive))
         graph.recompile()
         return True
@@ -62,12 +65,32 @@ class Slim(Pass):
         dense = {node.name: node for node in before.graph.nodes if _is_tensor(node)}
         for node in after.graph.nodes:
             if node.name in dense and _is_tensor(node):
-                want = kept_shape(shape_of(dense[node.name]), self.coupling.labels(node.name), alive)
+                want = self._computed_shape(dense[node.name], alive)
                 if shape_of(node) != want:
                     raise InvariantError(
                         f"after slim: node '{node.name}' ({node.target}) has shape {shape_of(node)}, "
                         f"its labels say {want}; a bug in this pass, please report it with the network"
                     )
+
+    def _computed_shape(self, node: Node, alive: Bools) -> tuple[int, ...]:
+        """Shape that a node of the dense graph computes after slimming; of a table its readers get less."""
+        axes = self.coupling.tables.get(node.name, ())
+        arrays = [a for a in self.coupling.labels(node.name) if not any(a.shape[axis] > 1 for axis in axes)]
+        return kept_shape(shape_of(node), arrays, alive)
+
+    def _narrow(self, graph: TracedModel, name: str, alive: Bools) -> None:
+        """Put a selection of what stays between a computed constant and its readers."""
+        node = next(node for node in graph.graph.nodes if node.name == name)
+        value, shape = node, shape_of(node)
+        for axis in self.coupling.tables[name]:
+            kept = kept_along(shape, self.coupling.labels(name), alive, axis)[0]
+            if kept.all():
+                continue
+            positions = _add_vector(graph, torch.from_numpy(np.flatnonzero(kept)))
+            with graph.graph.inserting_after(max(value, positions)):
+                value = graph.graph.call_function(torch.ops.aten.index_select.default, (value, axis, positions))
+        if value is not node:
+            node.replace_all_uses_with(value, delete_user_cb=lambda user: not _selects(user, node, value))
 
     def _alive(self) -> Bools:
         """Which cells of the coupling stay."""
@@ -100,18 +123,35 @@ class Slim(Pass):
             found = kept_along(old[of], self.coupling.labels(of.name), alive, axis)
             return np.asarray(found[0])
 
+        def size(of: Node) -> tuple[int, ...]:
+            return self._computed_shape(of, alive) if of is node and node.name in self.coupling.tables else new[of]
+
         def renumber(index: Node, change: Callable[[Tensor], Tensor]) -> Node:
-            taken = graph.tensors()
-            name = next(n for i in itertools.count() if (n := f"curlfx_index_{i}") not in taken)
-            graph.add_buffer(name, change(Constants(graph)(index).cpu()))
-            return graph.node_of(name)
+            return _add_vector(graph, change(Constants(graph)(index).cpu()))
 
         value = node.meta["val"]
         shapes = []
         if isinstance(value, (tuple, list)):
             for part, arrays in zip(value, self.coupling.part_labels(node.name, len(value)), strict=True):
                 shapes.append(kept_shape(tuple(part.shape), arrays, alive))
-        rewrite(Resizing(node, old.__getitem__, new.__getitem__, kept, shapes, renumber))
+        rewrite(Resizing(node, old.__getitem__, size, kept, shapes, renumber, partial(_add_vector, graph)))
+
+
+def _add_vector(graph: TracedModel, positions: Tensor) -> Node:
+    """A constant vector of positions as a buffer of the network."""
+    taken = graph.tensors()
+    name = next(n for i in itertools.count() if (n := f"curlfx_index_{i}") not in taken)
+    graph.add_buffer(name, positions)
+    return graph.node_of(name)
+
+
+def _selects(user: Node, node: Node, value: Node) -> bool:
+    """Whether a reader is one of the selections between a table and its last selection."""
+    while value is not node:
+        if value is user:
+            return True
+        value = value.all_input_nodes[0]
+    return False
 
 
 def _is_tensor(node: Node) -> bool:

@@ -88,6 +88,7 @@ class Coupling:
             all of its channels); gates go there.
         total: Number of coupled channels, N; their numbers run from 1 to N, 0 means *stays*.
         cells: Which channels each number above N stands for.
+        tables: Nodes with constant values that stay whole, and the axes along which their readers get a part.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Coupling:
         self.frozen = frozen
         self.unsupported = unsupported
         self.reads = _reads(labelling)
+        self.tables: Mapping[str, tuple[int, ...]] = labelling.store.tables
         self.total = sum(group.width for group in groups)
         self.cells = cells
         self._made = made

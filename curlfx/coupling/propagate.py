@@ -9,13 +9,14 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from curlfx.coupling.constants import Constants
+from curlfx.graph.constants import Constants, mutates
 from curlfx.graph.source import where
 from curlfx.graph.traced import TracedModel
-from curlfx.labels.arrays import Arrays, support
+from curlfx.labels.arrays import Arrays, along, support
 from curlfx.labels.store import LabelStore
 from curlfx.ops.call import Emission, OpCall, is_getitem
 from curlfx.ops.joining import filled
+from curlfx.ops.movement import expanded
 from curlfx.ops.table import Rule, rule_for
 
 
@@ -50,12 +51,16 @@ def propagate_labels(traced: TracedModel, rules: Mapping[Any, Rule] | None = Non
     """
     labelling = Labelling(LabelStore())
     constant = Constants(traced)
+    unchanged = not any(mutates(node) for node in traced.graph.nodes if node in constant)
     parameters: dict[int, tuple[str, Emission]] = {}
     for node in traced.graph.nodes:
         if node.op == "get_attr":
             labelling.emissions[node] = _parameter(traced, node, labelling.store, parameters)
         elif node.op == "call_function":
-            labelling.emissions[node] = _call(node, labelling, constant, rules)
+            emission = _call(node, labelling, constant, rules)
+            if unchanged and node in constant and any(user not in constant for user in node.users):
+                emission = _table(node, emission, labelling.store)
+            labelling.emissions[node] = emission
         elif node.op == "output":
             _freeze_inputs(node, labelling, "an output of the network")
     return labelling
@@ -82,7 +87,7 @@ def _call(node: Node, labelling: Labelling, constant: Constants, rules: Mapping[
     value = node.meta.get("val")
     labelled = any(_has_labels(labelling.emissions.get(source)) for source in node.all_input_nodes)
     rule = rule_for(node.target, rules)
-    if not (labelled or rule is filled) or not isinstance(value, (Tensor, tuple, list)):
+    if not (labelled or rule in (filled, expanded)) or not isinstance(value, (Tensor, tuple, list)):
         _freeze_if_read_as_number(node, labelling, value)
         return ()
     if rule is None:
@@ -93,6 +98,21 @@ def _call(node: Node, labelling: Labelling, constant: Constants, rules: Mapping[
     if isinstance(emission, list):
         return [_varying(node, labelling.store, arrays) for arrays in emission]
     return _varying(node, labelling.store, emission)
+
+
+def _table(node: Node, emission: Emission, store: LabelStore) -> Emission:
+    """Labels for every axis of a computed constant that has none: its value can be narrowed after it was computed."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or not isinstance(emission, tuple):
+        return emission
+    known = {axis for array in emission for axis in support(array)}
+    axes = tuple(axis for axis, size in enumerate(value.shape) if axis not in known and int(size) > 1)
+    fixed = all(isinstance(size, int) for size in value.shape)
+    if not axes or not fixed:
+        return emission
+    store.tables[node.name] = axes
+    fresh = [along(store.fresh(value.shape[a], node.name, a, parameter=False), value.ndim, a) for a in axes]
+    return (*emission, *fresh)
 
 
 def _varying(node: Node, store: LabelStore, arrays: Arrays) -> Arrays:

@@ -87,6 +87,7 @@ class LabelStore:
         rows: Labels made for blocks.
         producers: Labels that some layer computes (the output axis of a contraction's weight, an embedding's rows).
         statistics: Labels that a normalisation averages over (LayerNorm, GroupNorm).
+        tables: Nodes with constant values that are computed whole, and narrowed along these axes where they are read.
         retired: Labels of axes that got an array of another shape (``relabelled``, by parameter); they name nothing.
         attached: Retired labels beside the labels that took their place, for explanations only.
         reads: ``(node, input, axes)``: at that node, that input is summed over the channels along these axes (None:
@@ -103,6 +104,7 @@ class LabelStore:
     producers: list[Tensor] = field(default_factory=list)
     statistics: list[Tensor] = field(default_factory=list)
     reads: list[tuple[str, str, tuple[int, ...] | None]] = field(default_factory=list)
+    tables: dict[str, tuple[int, ...]] = field(default_factory=dict)
     retired: list[Tensor] = field(default_factory=list)
     attached: list[Tie] = field(default_factory=list)
     relabelled: dict[str, tuple[Tensor, ...] | list[tuple[Tensor, ...]]] = field(default_factory=dict)

@@ -30,13 +30,14 @@ class _Lettered:
     array: Tensor
 
 
-def contract(call: OpCall, factors: Sequence[Factor], out: str) -> Arrays:
+def contract(call: OpCall, factors: Sequence[Factor], out: str, *, layer: bool = False) -> Arrays:
     """Labels of ``einsum(factors -> out)``: contracted axes tied, batch axes tied, free axes passed on.
 
     Args:
         call: The call, for recording.
         factors: The operands; a letter that two share is the same axis.
         out: Letters of the result; letters missing here are summed over.
+        layer: Whether this is a layer on values that may be constant (positions), not a sum over weights alone.
 
     Returns:
         Arrays of the result, laid out along ``out``.
@@ -50,7 +51,7 @@ def contract(call: OpCall, factors: Sequence[Factor], out: str) -> Arrays:
         _drop_summed_rows(call, table, summed)
     for letter in sorted({letter for letters in full for letter in letters}):
         holders = [index for index, letters in enumerate(full) if letter in letters]
-        if call.fixed and letter in summed:
+        if call.fixed and letter in summed and not layer:
             for table in tables:
                 _freeze_ending(call, table, letter, WEIGHTS_SUMMED)
             continue

@@ -38,7 +38,8 @@ def linear(call: OpCall) -> Arrays:
     """
     rows = _BATCH[: len(call.shape("input")) - 1]
     result = rows + "k"
-    out = contract(call, [factor(call, "input", rows + "c", result), factor(call, "weight", "kc", result)], result)
+    factors = [factor(call, "input", rows + "c", result), factor(call, "weight", "kc", result)]
+    out = contract(call, factors, result, layer=call.arg("input").op != "get_attr")
     _produced(call, "weight", 0)
     return with_bias(call, out, "bias", len(rows))
 
@@ -91,7 +92,7 @@ def einsum(call: OpCall) -> Arrays:
         return ()
     result = contract(call, [factor(call, t, x, out) for t, x in zip(tensors, inputs, strict=True)], out)
     for tensor, letters in zip(tensors, inputs, strict=True):
-        if tensor.op == "get_attr":
+        if tensor.op == "get_attr" and not call.fixed:
             for axis, letter in enumerate(letters):
                 if letter in out:
                     _produced(call, tensor, axis)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor
 
 from curlfx.labels.arrays import Arrays, along, flat, support
@@ -10,6 +13,7 @@ from curlfx.ops.contract import Factor, contract
 from curlfx.ops.contraction import with_bias
 
 _IN, _KERNEL, _OUT = "xyz", "uvw", "XYZ"
+_ALONG = "a convolution runs along these channels"
 _UNLABELLED_GROUPS = "grouped convolution of channels without labels"
 
 
@@ -37,10 +41,10 @@ def _dispatch(call: OpCall, *, out_axis: int, in_axis: int) -> Arrays:
     channels, groups = shape[1], int(call.number("groups", 1))
     if groups == 1:
         arrays = _dense(call, out_axis, in_axis)
-    elif call.arg("weight").op != "get_attr":
-        return _refuse(call, out_axis, "grouped convolution with a computed weight")
     elif groups == channels and (out_axis == 0 or call.shape("weight")[1] == 1):
         arrays = _depthwise(call, channels)
+    elif call.arg("weight").op != "get_attr":
+        return _refuse(call, out_axis, "grouped convolution with a computed weight")
     else:
         arrays = _grouped(call, groups, in_axis)
     return with_bias(call, arrays, "bias", 1)
@@ -60,21 +64,40 @@ def _dense(call: OpCall, out_axis: int, in_axis: int) -> Arrays:
     letters[out_axis], letters[in_axis] = "k", "c"
     call.read("input", [1])
     call.produce([array for array in call.arrays("weight") if support(array) == (out_axis,)])
+    pointwise = _pointwise_axes(call)
+    where = [axis for axis in range(space + 2) if axis < 2 or axis in pointwise]
     factors = [
-        Factor(call.arrays("input"), call.shape("input"), "nc" + _IN[:space]),
+        Factor(call.keep_only(call.arrays("input"), where, _ALONG), call.shape("input"), "nc" + _IN[:space]),
         Factor(call.arrays("weight"), call.shape("weight"), "".join(letters) + _KERNEL[:space]),
     ]
-    return contract(call, factors, "nk" + _OUT[:space])
+    outside = "".join(_IN[axis] if axis + 2 in pointwise else _OUT[axis] for axis in range(space))
+    return contract(call, factors, "nk" + outside)
+
+
+def _pointwise_axes(call: OpCall) -> tuple[int, ...]:
+    """Axes of the input along which the kernel is one wide and takes every position by itself."""
+    shape = call.shape("weight")
+    space = len(shape) - 2
+
+    def each(name: str, default: int) -> list[Any]:
+        found = call.number(name, default)
+        values = list(found) if isinstance(found, Sequence) and not isinstance(found, str) else [found]
+        return values if len(values) == space else values[:1] * space
+
+    steps = zip(each("stride", 1), each("padding", 0), each("output_padding", 0), strict=True)
+    plain = [stride == 1 and before in (0, "same", "valid") and after == 0 for stride, before, after in steps]
+    return tuple(axis + 2 for axis in range(space) if shape[axis + 2] == 1 and plain[axis])
 
 
 def _channel_vector(call: OpCall) -> tuple[Tensor | None, Arrays]:
-    """Labels ``(C,)`` along the input's channel axis, and the arrays along the batch axis."""
-    arrays = call.keep_only(call.arrays("input"), (0, 1), "a convolution mixes positions along this axis")
+    """Labels ``(C,)`` along the input's channel axis, and the arrays along axes that pass."""
+    arrays = call.keep_only(call.arrays("input"), (0, 1, *_pointwise_axes(call)), _ALONG)
     ending = [call.project(array, (1,)) for array in arrays if support(array)[-1] == 1]
     for other in ending[1:]:
         call.tie(ending[0], other)
-    batch = tuple(array for array in arrays if support(array) == (0,))
-    return (flat(ending[0]) if ending else None), batch
+    passing = [array for array in arrays if support(array)[-1] != 1]
+    others = tuple(call.project(array, tuple(axis for axis in support(array) if axis != 1)) for array in passing)
+    return (flat(ending[0]) if ending else None), others
 
 
 def _axis_labels(call: OpCall, axis: int) -> Tensor | None:

@@ -50,32 +50,51 @@ def permuted(call: OpCall) -> Arrays:
 
 
 def sliced(call: OpCall) -> Arrays:
-    """Labels of slice and narrow: a contiguous part; a step over labelled channels freezes them.
+    """Labels of slice and narrow: a part of an axis; a part that takes steps keeps like positions in every block.
 
     Shapes: input ``(..., n, ...)``, output ``(..., m, ...)`` along ``dim``.
     """
     source = call.tensors()[0]
     axis = call.axis("dim", source)
-    if int(call.number("step", 1) or 1) != 1:
-        call.freeze([a for a in call.arrays(source) if axis in support(a)], "read with a stride along this axis")
-        return tuple(_run(call, array) for array in call.arrays(source) if axis not in support(array))
-    return _rectangular(call, _run_all(call))
+    size = call.shape(source)[axis]
+    start = slice(call.number("start"), None).indices(size)[0]
+    single = call.out_shape[axis] == 1 or int(call.number("step", 1) or 1) != 1
+    arrays = [_alike(call, array, axis) if single else array for array in call.arrays(source)]
+    for array in arrays:
+        if support(array)[-1] == axis and len(support(array)) > 1 and start > 0:
+            call.balance(array.narrow(axis, 0, start), _around(array, arrays))
+    return _rectangular(call, tuple(_run(call, array) for array in arrays))
 
 
 def selected(call: OpCall) -> Arrays:
     """Labels of select: one position of an axis; the axis disappears."""
-    return _rectangular(call, _run_all(call))
+    source = call.tensors()[0]
+    axis = call.axis("dim", source)
+    arrays = [_alike(call, array, axis) for array in call.arrays(source)]
+    return _rectangular(call, tuple(_run(call, array) for array in arrays))
 
 
 def parted(call: OpCall) -> Emission:
     """Labels of split, chunk, tensor_split, unbind: one emission per part."""
     source = call.tensors()[0]
-    parts = len(call.node.meta["val"])
-    result: list[Arrays] = [()] * parts
+    axis = call.axis("dim", source)
+    values = call.node.meta["val"]
+    single = any(value.ndim < len(call.shape(source)) or value.shape[axis] == 1 for value in values)
+    result: list[Arrays] = [()] * len(values)
     for array in call.arrays(source):
-        for index, piece in enumerate(_execute(call, array)):
+        for index, piece in enumerate(_execute(call, _alike(call, array, axis) if single else array)):
             result[index] += (compress(piece),)
     return [_rectangular(call, arrays) for arrays in result]
+
+
+def _alike(call: OpCall, array: Tensor, axis: int) -> Tensor:
+    """An array of blocks that end at ``axis``, keeping like positions in all of them."""
+    return call.project(array, (axis,)) if support(array)[-1] == axis else array
+
+
+def _around(array: Tensor, arrays: Sequence[Tensor]) -> Tensor | None:
+    """The array among ``arrays`` that labels the blocks of one."""
+    return next((other for other in arrays if support(other) == support(array)[:-1]), None)
 
 
 def indexed(call: OpCall) -> Arrays:
@@ -144,8 +163,24 @@ def windows(call: OpCall) -> Arrays:
     return tuple(_run(call, array) for array in arrays)
 
 
+def expanded(call: OpCall) -> Arrays:
+    """Labels of expand and broadcast_to: axes of size 1 that get a fixed size get free labels of their own.
+
+    Shapes: input any, output with axes of size 1 repeated; axes whose size the graph computes (the batch) have none.
+    """
+    source = call.tensors()[0]
+    sizes, shape = call.arg("size"), call.out_shape
+    before = (1,) * (len(shape) - len(call.shape(source))) + call.shape(source)
+    fresh = [
+        along(call.store.fresh(shape[axis], call.node.name, axis, parameter=False), len(shape), axis)
+        for axis in range(len(shape))
+        if before[axis] == 1 < shape[axis] and not isinstance(sizes[axis], Node)
+    ]
+    return (*_run_all(call), *fresh)
+
+
 def mirrored(call: OpCall) -> Arrays:
-    """Labels of flip, repeat, tile, expand, repeat_interleave: the op keeps the order of what is kept."""
+    """Labels of flip, repeat, tile, repeat_interleave: the op keeps the order of what is kept."""
     if len(call.tensors()) > 1:  # repeats by a tensor of counts
         call.freeze([array for tensor in call.tensors() for array in call.arrays(tensor)], "repeated unevenly")
         return ()

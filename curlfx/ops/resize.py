@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -34,6 +35,7 @@ class Resizing:
         kept: ``(node, axis) ->`` which positions of that axis stay, ``(n,)`` bool.
         parts: Shapes after, for the outputs of a call with several.
         renumber: Puts a new index vector in place of a constant one: ``(index node, function of its value) -> node``.
+        table: Adds a constant vector of positions to the network: ``vector -> node``.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Resizing:
         kept: Callable[[Node, int], Bools],
         parts: Sequence[Shape],
         renumber: Callable[[Node, Callable[[Tensor], Tensor]], Node],
+        table: Callable[[Tensor], Node],
     ) -> None:
         self.node = node
         self.old = old
@@ -51,6 +54,7 @@ class Resizing:
         self.kept = kept
         self.parts = parts
         self.renumber = renumber
+        self.table = table
         self.changed = False
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -144,10 +148,28 @@ def bounds(call: Resizing) -> None:
     if call.new(call.source())[axis] == size:
         return
     kept = call.kept(call.source(), axis)
+    if int(call.get("step", 1)) != 1:
+        _stepped(call, axis, kept)
+        return
     for name in ("start", "end"):
         written = call.get(name)
         if isinstance(written, int) and written < size:
             call.set(name, int(kept[: written if written >= 0 else max(size + written, 0)].sum()))
+
+
+def _stepped(call: Resizing, axis: int, kept: Bools) -> None:
+    """A slice that takes steps: the kept positions of it, as a slice where they still are one, else one by one."""
+    step = int(call.get("step"))
+    wanted = np.arange(kept.size)[slice(call.get("start"), call.get("end"), step)]
+    places = (np.cumsum(kept) - 1)[wanted[kept[wanted]]]
+    if (np.diff(places) == step).all():
+        call.set("start", int(places[0]))
+        call.set("end", int(places[-1]) + 1)
+        return
+    call.node.target = torch.ops.aten.index_select.default
+    call.node.args = (call.source(), axis, call.table(torch.from_numpy(places.copy())))
+    call.node.kwargs = {}
+    call.changed = True
 
 
 def narrowed(call: Resizing) -> None:
