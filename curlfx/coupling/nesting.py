@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,21 @@ class Inner:
     larger: Ints
 
 
+@dataclass(frozen=True)
+class Completion:
+    """What has to be added for the nesting to be exact: all empty where it is.
+
+    Attributes:
+        nests: Cells and the blocks that they are in.
+        ties: Blocks that are the same.
+        frozen: Blocks that stay.
+    """
+
+    nests: list[Edges]
+    ties: list[Edges]
+    frozen: list[Ints]
+
+
 class Nesting:
     """The relation "goes when that block goes" over cells, which are labels merged by ties.
 
@@ -45,6 +60,7 @@ class Nesting:
         self._parent = np.concatenate([none, *(parent for _, parent in pairs)])
         self._cells = np.arange(size)
         self._above = self._matrix(none, none)
+        self._stuck: set[int] = set()
 
     def settle(self, cells: Ints) -> list[Edges]:
         """Take the cells as they are now ``(labels,)``.
@@ -70,6 +86,71 @@ class Nesting:
             above = longer
         self._above = above.tocsr()
         return []
+
+    def complete(self, projections: Sequence[Edges], products: Sequence[tuple[Ints, ...]]) -> Completion:
+        """Make sure that labels stay exactly while what they stand for does.
+
+        Places that blocks share go with whatever smaller block they are in, in every row. A product goes with all of
+        its factors and their blocks, and with nothing else: another block is one of the factors' by another name, or
+        stays.
+
+        Args:
+            projections: Labels ``(rows, width)`` and the labels ``(width,)`` that they share.
+            products: Labels ``(n,)`` and their factors ``(n,)``, the aligned one first.
+        """
+        result = Completion([], [], [])
+        if not self._child.size:
+            return result
+        for matrix, shared in projections:
+            self._complete_projection(matrix, shared, result)
+        for labels, *factors in products:
+            self._complete_product(labels, factors, result)
+        self._child = np.concatenate([self._child, *(child for child, _ in result.nests)])
+        self._parent = np.concatenate([self._parent, *(parent for _, parent in result.nests)])
+        return result
+
+    def _complete_projection(self, matrix: Ints, shared: Ints, result: Completion) -> None:
+        width = matrix.shape[1]
+        place, block = self._blocks(matrix.reshape(-1))
+        _, which, count = np.unique(place // width * self._size + block, return_inverse=True, return_counts=True)
+        inner = count[which] < width
+        column, outer = self._blocks(shared)
+        wanted = np.unique(
+            np.concatenate([column * self._size + outer, place[inner] % width * self._size + block[inner]])
+        )
+        if not wanted.size:
+            return
+        column, outer = wanted // self._size, wanted % self._size
+        for row in (*matrix, shared):
+            self._nest(row[column], outer, result)
+
+    def _complete_product(self, labels: Ints, factors: Sequence[Ints], result: Completion) -> None:
+        places = [self._blocks(factor) for factor in factors]
+        places += [(np.arange(labels.size), self._cells[factor]) for factor in factors[1:]]
+        wanted = np.unique(np.concatenate([place * self._size + block for place, block in places]))
+        self._nest(labels[wanted // self._size], wanted % self._size, result)
+        place, block = self._blocks(labels)
+        foreign = ~np.isin(place * self._size + block, wanted)
+        known = {where.tobytes(): one for one, where in _grouped(wanted % self._size, wanted // self._size)}
+        for other, where in _grouped(block[foreign], place[foreign]):
+            if where.tobytes() in known:
+                result.ties.append((np.array([other]), np.array([known[where.tobytes()]])))
+            elif other not in self._stuck:
+                self._stuck.add(other)
+                result.frozen.append(np.array([other]))
+
+    def _nest(self, labels: Ints, blocks: Ints, result: Completion) -> None:
+        """Nest cells in blocks that they are not in yet."""
+        cells = self._cells[labels]
+        place, block = self._blocks(labels)
+        missing = ~np.isin(np.arange(labels.size) * self._size + blocks, place * self._size + block) & (cells != blocks)
+        if missing.any():
+            result.nests.append((cells[missing], blocks[missing]))
+
+    def _blocks(self, labels: Ints) -> Edges:
+        """Positions in ``labels`` and the cells of all blocks around them."""
+        found = self._above[self._cells[labels]].tocoo()
+        return found.coords[0].astype(np.int64), found.coords[1].astype(np.int64)
 
     def around(self, labels: Ints) -> Ints:
         """Cells of all blocks that some of the labels are in ``(k,)``."""
@@ -125,3 +206,11 @@ class Nesting:
         found.sum_duplicates()
         found.data[:] = 1
         return found
+
+
+def _grouped(keys: Ints, values: Ints) -> Iterator[tuple[int, Ints]]:
+    """Ascending values of every key."""
+    order = np.lexsort((values, keys))
+    keys, values = keys[order], values[order]
+    found, starts = np.unique(keys, return_index=True)
+    yield from zip(found.tolist(), np.split(values, starts[1:]), strict=True) if found.size else ()

@@ -53,11 +53,18 @@ def resolve(store: LabelStore) -> Resolved:
     aligned, more = _edges(store.alignments)
     nesting = Nesting(store.size, [(nest.child.numpy(), nest.parent.numpy()) for nest in store.nests])
     freezes = [*store.freezes, *freezes, *more]
+    projections = [(found.matrix.numpy(), found.shared.numpy()) for found in store.projections]
+    products = [tuple(part.numpy() for part in (found.labels, *found.factors)) for found in store.products]
     balances = _unique_balances(store.balances)
     while True:
         same = nesting.settle(_components(store.size, ties))
         if same:
             ties = _appended(ties, same)
+            continue
+        exact = nesting.complete(projections, products)
+        ties = _appended(ties, exact.ties)
+        freezes.extend(Freeze(torch.from_numpy(labels), "", _CROSSING) for labels in exact.frozen)
+        if exact.ties or exact.nests:
             continue
         components = _components(store.size, _appended(ties, [aligned]))
         roots = _freeze(components, _with_blocks(freezes, nesting))

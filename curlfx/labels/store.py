@@ -49,6 +49,22 @@ class Nest:
 
 
 @dataclass(frozen=True)
+class Projection:
+    """Labels ``(rows, width)`` of which ``shared`` ``(width,)`` keep the places that all rows keep."""
+
+    matrix: Tensor
+    shared: Tensor
+
+
+@dataclass(frozen=True)
+class Product:
+    """Labels ``(n,)`` that stay exactly while all of their ``factors`` do, each ``(n,)``; the first is aligned."""
+
+    labels: Tensor
+    factors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
 class Freeze:
     """Labels ``(n,)`` that must stay, the FX node that pins them, and the reason in words.
 
@@ -85,6 +101,8 @@ class LabelStore:
         alignments: Labels in different blocks at matching positions: kept alike, yet no block needs another.
         nests: Labels beside the labels of the blocks they are in (a channel in its head).
         rows: Labels made for blocks.
+        projections: Alignments of the positions of all blocks with labels that the blocks share.
+        products: Labels made where axes merge, of channels that go with others in some places only.
         producers: Labels that some layer computes (the output axis of a contraction's weight, an embedding's rows).
         statistics: Labels that a normalisation averages over (LayerNorm, GroupNorm).
         tables: Nodes with constant values that are computed whole, and narrowed along these axes where they are read.
@@ -99,6 +117,8 @@ class LabelStore:
     alignments: list[Tie] = field(default_factory=list)
     nests: list[Nest] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
+    projections: list[Projection] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     freezes: list[Freeze] = field(default_factory=list)
     balances: list[Balance] = field(default_factory=list)
     producers: list[Tensor] = field(default_factory=list)
@@ -189,6 +209,8 @@ class LabelStore:
         first = first_along(array, others)
         shared = self.fresh(first.numel(), node, max(support(first), default=0), parameter=False).reshape(first.shape)
         self.align(array, shared, node)
+        order = (*others, *(axis for axis in range(array.ndim) if axis not in others))
+        self.projections.append(Projection(array.permute(order).reshape(-1, first.numel()), shared.reshape(-1)))
         return shared
 
     def _names_blocks(self, array: Tensor, known: Tensor) -> bool:

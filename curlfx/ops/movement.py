@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from curlfx.labels.arrays import Arrays, Support, along, compress, support
+from curlfx.labels.store import Product
 from curlfx.ops.call import Emission, OpCall, Shape, concrete
 from curlfx.ops.meet import Operand, meet
 
@@ -217,14 +218,15 @@ def _execute(call: OpCall, array: Tensor) -> Any:
 
 def _rectangular(call: OpCall, arrays: Arrays) -> Arrays:
     """The arrays, and labels for blocks that have none yet; channels keep equal counts per block."""
-    result = list(arrays)
+    result: list[Tensor] = []
     known = {support(array): array for array in arrays}
     for array in arrays:
         around = known.get(support(array)[:-1]) if len(support(array)) > 1 else None
         if around is not None:
             call.balance(array, around)
-            call.nest(array, around)
+            result.append(_nested(call, array, [around]))
             continue
+        result.append(array)
         for block in call.blocks(array):
             if support(block) not in known:
                 known[support(block)] = block
@@ -247,15 +249,26 @@ def _merged(call: OpCall, laid: Sequence[tuple[Support, Tensor]]) -> Arrays:
         if len(members) == 1 or not after:
             result.extend(array for _, array in members)
             continue
-        (inner, child), *others = sorted(members, key=lambda member: (member[0][-1], len(member[0])), reverse=True)
-        if any(not set(before) <= set(inner) for before, _ in others):
-            own = call.store.fresh(child.numel(), call.node.name, after[-1], parameter=False).reshape(child.shape)
-            call.store.align(own, child, call.node.name)
-            child = own
-        for _, parent in others:
-            call.nest(child, parent)
-        result.append(child)
+        (_, child), *others = sorted(members, key=lambda member: (member[0][-1], len(member[0])), reverse=True)
+        result.append(_nested(call, child, [parent for _, parent in others]))
     return tuple(result)
+
+
+def _nested(call: OpCall, child: Tensor, parents: Sequence[Tensor]) -> Tensor:
+    """An array whose channels go with others too; labels of their own for channels that do in some places only.
+
+    Shapes: every parent broadcastable to the child.
+    """
+    together = torch.stack([child, *(parent.expand(child.shape) for parent in parents)]).reshape(1 + len(parents), -1)
+    cells, which = torch.unique(together, dim=1, return_inverse=True)
+    if cells.shape[1] > len(torch.unique(child)):
+        labels = call.store.fresh(cells.shape[1], call.node.name, support(child)[-1], parameter=False)
+        call.store.align(labels, cells[0], call.node.name)
+        call.store.products.append(Product(labels, tuple(cells)))
+        child = labels[which].reshape(child.shape)
+    for parent in parents:
+        call.nest(child, parent)
+    return child
 
 
 def _cuts(old: Shape, new: Shape) -> list[tuple[Shape, Shape]]:
