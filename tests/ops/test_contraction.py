@@ -84,7 +84,7 @@ CASES = {
             a=dense(3, 4),
             b=dense(5, 2),
         ),
-        ["5: u[0] b.weight[1]", "4: v[1] a.weight[0]"],
+        ["5: weight[0] b.weight[1]", "4: weight[1] a.weight[0]"],
     ),
     "einsum": (
         Net(lambda m, x: m.b(torch.einsum("btc,kc->btk", x, m.a)), a=weight(4, 3), b=dense(4, 2)),

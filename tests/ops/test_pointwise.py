@@ -58,7 +58,7 @@ CASES = {
         between(lambda m, y: y * torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8], dtype=torch.float64).view(8, 1, 1)),
         ["8: a.weight[0] h.weight[1] lifted_tensor_0[0]"],
     ),
-    "counted": (between(lambda m, y: y * torch.arange(8).view(8, 1, 1)), frozen(UNLABELLED)),
+    "counted": (between(lambda m, y: y * torch.arange(8).view(8, 1, 1)), ["8: a.weight[0] h.weight[1]"]),
     "prelu": (between(lambda m, y: m.p(y), p=nn.PReLU(8)), ["8: a.weight[0] h.weight[1] p.weight[0]"]),
     "prelu_one_slope": (between(lambda m, y: m.p(y), p=nn.PReLU()), PASSES),
     # Halves of an axis.
