@@ -19,7 +19,8 @@ from curlfx.graph.constants import Constants
 from curlfx.graph.shapes import shape_of
 from curlfx.graph.traced import TracedModel
 from curlfx.labels.compact import Bools, compact, kept_along, kept_shape
-from curlfx.ops.resize import Resizing, resize_for
+from curlfx.ops.extension import resize_by
+from curlfx.ops.resize import Resizing
 from curlfx.passes.base import Pass
 
 
@@ -115,7 +116,7 @@ class Slim(Pass):
         new: Mapping[Node, tuple[int, ...]],
         alive: Bools,
     ) -> None:
-        rewrite = resize_for(node.target)
+        rewrite = resize_by(node.target, self.coupling.rules)
         if rewrite is None:
             return
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from torch import Tensor, fx
 
 from curlfx.graph import shape_of
 from curlfx.ops.call import concrete
+from curlfx.ops.extension import contractions_by
+from curlfx.ops.table import Rule
 
 aten = torch.ops.aten
 
@@ -59,8 +62,16 @@ class Contraction:
         return math.prod(self.extents)
 
 
-def contractions(node: fx.Node) -> tuple[Contraction, ...]:
-    """The contractions that ``node`` computes: one for most, two for attention, none for anything else."""
+def contractions(node: fx.Node, rules: Mapping[Any, Rule] = MappingProxyType({})) -> tuple[Contraction, ...]:
+    """The contractions that ``node`` computes: one for most, two for attention, none for anything else.
+
+    Args:
+        node: A call.
+        rules: The user's op rules (`curlfx.ops.extension.OpRule`); they come first.
+    """
+    own = contractions_by(node.target, rules)
+    if own is not None:
+        return tuple(own(node))
     packet = getattr(node.target, "overloadpacket", None)
     rule = CONTRACTIONS.get(packet) if node.op == "call_function" else None
     return rule(node) if rule is not None else ()

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from curlfx.cost.contraction import contractions, per_image
 from curlfx.graph import TracedModel
+from curlfx.ops.table import Rule
 
 
-def macs(traced: TracedModel) -> dict[str, int]:
+def macs(traced: TracedModel, rules: Mapping[Any, Rule] = MappingProxyType({})) -> dict[str, int]:
     """Multiply-adds of every node that contracts something: convolution, linear, matrix product, einsum, attention.
 
     Units: multiply-adds for one image, biases, normalisation and pointwise work not counted; what does not depend on
     the images is counted once.
+    Args: ``rules`` of ops of one's own, as `curlfx.couple` takes them.
     Source: agrees with ``torch.utils.flop_counter`` (which counts two per multiply-add) at batch 1.
     """
     batch, scaled = batch_size(traced), per_image(traced.graph)
     found: dict[str, int] = {}
     for node in traced.graph.nodes:
-        boxes = contractions(node)
+        boxes = contractions(node, rules)
         if boxes:
             found[node.name] = sum(box.volume for box in boxes) // (batch if node in scaled else 1)
     return found

@@ -77,7 +77,7 @@ class CostModel:
         layers: list[str] = []
         divisors: list[int] = []
         for node in traced.graph.nodes:
-            for contraction in contractions(node):
+            for contraction in contractions(node, coupling.rules):
                 tally.add(_box(contraction, coupling))
                 nodes.append(node.name)
                 layers.append(_layer(contraction) or node.name)

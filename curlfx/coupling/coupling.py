@@ -84,6 +84,7 @@ class Coupling:
         groups: Free coupling groups, in order of the parameters that start them.
         frozen: What stays, with reasons.
         unsupported: Ops without a rule that labelled channels met.
+        rules: The user's op rules that it was made with.
         reads: ``(node, input)`` names to axes: there the input is summed over its channels along these axes (None: over
             all of its channels); gates go there.
         total: Number of coupled channels, N; their numbers run from 1 to N, 0 means *stays*.
@@ -104,6 +105,7 @@ class Coupling:
         self.groups = groups
         self.frozen = frozen
         self.unsupported = unsupported
+        self.rules = labelling.rules
         self.reads = _reads(labelling)
         self.tables: Mapping[str, tuple[int, ...]] = labelling.store.tables
         self.total = sum(group.width for group in groups)

@@ -35,11 +35,12 @@ class Unsupported:
 
 @dataclass
 class Labelling:
-    """What the walk found: labels per node (raw, before ties are merged), the record, and ops without a rule."""
+    """What the walk found: raw labels per node (before ties are merged), the record, ops without a rule, own rules."""
 
     store: LabelStore
     emissions: dict[Node, Emission] = field(default_factory=dict)
     unsupported: list[Unsupported] = field(default_factory=list)
+    rules: Mapping[Any, Rule] = field(default_factory=dict)
 
 
 def propagate_labels(traced: TracedModel, rules: Mapping[Any, Rule] | None = None) -> Labelling:
@@ -49,7 +50,7 @@ def propagate_labels(traced: TracedModel, rules: Mapping[Any, Rule] | None = Non
         traced: The network; nodes carry ``meta["val"]``.
         rules: The user's op rules, before the built-in table.
     """
-    labelling = Labelling(LabelStore())
+    labelling = Labelling(LabelStore(), rules=dict(rules or {}))
     constant = Constants(traced)
     unchanged = not any(mutates(node) for node in traced.graph.nodes if node in constant)
     parameters: dict[int, tuple[str, Emission]] = {}
