@@ -13,7 +13,7 @@ from curlfx.ops.contract import Factor, contract
 from curlfx.ops.contraction import with_bias
 
 _IN, _KERNEL, _OUT = "xyz", "uvw", "XYZ"
-_ALONG = "a convolution runs along these channels"
+_ALONG = "a convolution runs along the channels"
 _UNLABELLED_GROUPS = "grouped convolution of channels without labels"
 
 

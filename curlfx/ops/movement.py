@@ -61,6 +61,8 @@ def sliced(call: OpCall) -> Arrays:
     start = slice(call.number("start"), None).indices(size)[0]
     single = call.out_shape[axis] == 1 or int(call.number("step", 1) or 1) != 1
     arrays = [_alike(call, array, axis) if single else array for array in call.arrays(source)]
+    if call.out_shape[axis] == 0:  # what is not along the axis is still there for whoever joins this to something
+        return tuple(array for array in arrays if axis not in support(array))
     for array in arrays:
         if support(array)[-1] == axis and len(support(array)) > 1 and start > 0:
             call.balance(array.narrow(axis, 0, start), _around(array, arrays))

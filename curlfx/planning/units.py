@@ -28,6 +28,8 @@ class Units:
         ids: Group ids.
         sizes: Units of each group, ``(G,)``.
         blocks: Channels in a unit of each group, ``(G,)``.
+        whole: Groups whose units are whole blocks of other groups' channels, ``(G,)``.
+        inside: For each group the positions of the groups whose channels are in its blocks.
         group: Group of each unit, ``(U,)``.
         rank: Position of each unit in its group, ``(U,)``.
         score: Score of each unit, the mean over its channels, ``(U,)``.
@@ -39,6 +41,8 @@ class Units:
     ids: tuple[GroupId, ...]
     sizes: Ints
     blocks: Ints
+    whole: npt.NDArray[np.bool_]
+    inside: tuple[tuple[int, ...], ...]
     group: Ints
     rank: Ints
     score: Floats
@@ -65,13 +69,16 @@ class Units:
     def steps(self, round_to: int) -> Ints:
         """Kept units of each group come in multiples of this, ``(G,)``, so that kept channels do of ``round_to``.
 
-        A group that is no wider than ``round_to`` would have no choice at all; it takes the half of it, or the quarter
+        Whole blocks take what is left to make a multiple once the channels inside them come in steps of their own. Another
+        group that is no wider than ``round_to`` would have no choice at all; it takes the half of it, or the quarter
         and so on, that leaves one.
         """
         steps = np.ones_like(self.sizes)
-        for position, (size, blocks) in enumerate(zip(self.sizes.tolist(), self.blocks.tolist(), strict=True)):
-            step = round_to
-            while step // math.gcd(blocks, step) >= size and step % 2 == 0:
+        for position in np.argsort(self.whole, kind="stable").tolist():
+            inner = [int(steps[child]) for child in self.inside[position]]
+            lacking = [round_to // math.gcd(round_to, step) for step in inner] if self.whole[position] else [round_to]
+            step, size, blocks = max(lacking, default=1), int(self.sizes[position]), int(self.blocks[position])
+            while not self.whole[position] and step // math.gcd(blocks, step) >= size and step % 2 == 0:
                 step //= 2
             steps[position] = step // math.gcd(blocks, step)
         return steps
@@ -101,6 +108,8 @@ def make_units(coupling: Coupling, scores: Scores) -> Units:
         ids=tuple(group.id for group in groups),
         sizes=size,
         blocks=np.array(blocks, np.int64),
+        whole=np.array([group.whole_blocks for group in groups], bool),
+        inside=_inside(coupling),
         group=np.repeat(numbers, size),
         rank=_joined([np.arange(count) for count in sizes]),
         score=np.concatenate([*unit_scores, np.zeros(0)]),
@@ -108,6 +117,20 @@ def make_units(coupling: Coupling, scores: Scores) -> Units:
         channel_group=np.repeat(numbers, widths),
         channel_rank=_joined(ranks),
     )
+
+
+def _inside(coupling: Coupling) -> tuple[tuple[int, ...], ...]:
+    """For each group the positions of the other groups that share cells with it."""
+    owner = np.full(coupling.total + 1, -1, np.int64)
+    for position, group in enumerate(coupling.groups):
+        owner[np.asarray(group.channels)] = position
+    owners = owner[coupling.cells.channels[coupling.total + 1 :]]
+    found: list[set[int]] = [set() for _ in coupling.groups]
+    for row in np.unique(owners, axis=0).tolist():
+        members = {position for position in row if position >= 0}
+        for position in members:
+            found[position] |= {other for other in members - {position} if not coupling.groups[other].whole_blocks}
+    return tuple(tuple(sorted(each)) for each in found)
 
 
 def _joined(parts: list[Ints]) -> Ints:
@@ -146,14 +169,14 @@ def rank_globally(units: Units, caps: Ints) -> Ints:
 
 
 def rank_uniformly(units: Units, caps: Ints) -> Ints:
-    """All removable units in the order in which a ratio that grows in every group alike takes them.
+    """All removable units in the order in which a ratio that grows in every group alike takes them; whole blocks stay.
 
     Where several groups reach the same ratio, the one with the lowest score gives first; so widths differ from a
     common ratio by one unit at most (by one multiple, when they are rounded).
     Shapes: caps ``(G,)``; result ``(K,)``, the group of each unit.
     """
     share = (units.rank + 1) / units.sizes[units.group]
-    return _ranked(units, caps, np.lexsort((units.rank, units.group, units.score, share)))
+    return _ranked(units, np.where(units.whole, 0, caps), np.lexsort((units.rank, units.group, units.score, share)))
 
 
 def _ranked(units: Units, caps: Ints, order: Ints) -> Ints:

@@ -167,10 +167,14 @@ def test_blocks_keep_equal_counts_and_the_total_is_the_multiple(groups: int, rou
     traced, coupling, scores = subject(TwoPaths(48, groups))
     found = plan(traced, coupling, scores, {"macs": "60%"}, round_to=round_to)
     coupling.alive(found.keep)
+    (whole,) = (group for group in coupling.groups if group.whole_blocks)
+    left = len(found.keep.get(whole.id, range(groups)))
     for group in coupling.groups:
         kept, blocks = found.keep.get(group.id, tuple(range(group.width))), group.blocks
+        if group is whole:
+            continue
         assert blocks is not None
-        assert len(kept) % round_to == 0
+        assert len(kept) // groups * left % round_to == 0
         for block in range(groups):
             members = np.flatnonzero(blocks == block)
             best = members[np.argsort(-scores.values[group.id][members], kind="stable")][: len(kept) // groups]
@@ -179,10 +183,30 @@ def test_blocks_keep_equal_counts_and_the_total_is_the_multiple(groups: int, rou
 
 def test_the_score_of_a_unit_is_the_mean_of_its_channels() -> None:
     _, coupling, _ = subject(TwoPaths(6, 2))
-    values = {group.id: np.array([5.0, 1.0, 3.0, 40.0, 20.0, 60.0]) for group in coupling.groups}
+    given = np.array([5.0, 1.0, 3.0, 40.0, 20.0, 60.0])
+    values = {group.id: given[: group.width] for group in coupling.groups}
     units = make_units(coupling, Scores("given", values))
-    assert units.sizes.tolist() == [3] * len(coupling.groups)
+    assert units.sizes.tolist() == [3, 3, 2]
+    assert units.whole.tolist() == [False, False, True]
+    assert units.inside == ((), (), (0, 1))
     assert units.score[:3].tolist() == [(1 + 20) / 2, (3 + 40) / 2, (5 + 60) / 2]
+
+
+def test_whole_blocks_complete_what_the_channels_inside_them_lack() -> None:
+    """Of 8 groups of 6 channels, channels come two by two, so that 8 groups times 2 are 16: then all groups stay."""
+    _, coupling, scores = subject(TwoPaths(48, 8))
+    assert make_units(coupling, scores).steps(16).tolist() == [2, 2, 8]
+    assert make_units(coupling, scores).steps(8).tolist() == [1, 1, 8]
+    assert make_units(coupling, scores).steps(1).tolist() == [1, 1, 1]
+
+
+def test_whole_blocks_can_go_but_not_by_uniform_widths() -> None:
+    traced, coupling, _ = subject(TwoPaths(48, 4))
+    low = {group.id: np.where(np.arange(group.width) == 0, 0.0, 1.0 + group.whole_blocks) for group in coupling.groups}
+    found = plan(traced, coupling, Scores("given", low), {"macs": "80%"}, round_to=1)
+    assert found.keep["first.weight#blocks"] == (1, 2, 3)
+    even = plan(traced, coupling, Scores("given", low), {"macs": "60%"}, round_to=1, allocation="uniform")
+    assert "first.weight#blocks" not in even.keep
 
 
 def test_uniform_takes_the_same_share_of_every_group() -> None:
