@@ -1,8 +1,10 @@
 """Seconds and memory of coupling against the size of the graph: is it linear in the number of nodes?
 
 Networks of torchvision from ResNet-18 to ViT-H/14, and synthetic networks of 500 to 4,000 nodes that hold residuals,
-depthwise convolutions, splits, concatenations and gates. Fits ``seconds = c * nodes ** exponent`` by least squares of
-the logarithms. Every network is measured in a process of its own, on one thread, with real float32 weights.
+depthwise convolutions, splits, concatenations and gates. By least squares of the logarithms it fits
+``seconds = c * nodes ** a`` to the synthetic networks, all of the same widths, and
+``seconds = c * nodes ** a * (channels / nodes) ** b`` to all: networks of more nodes are often wider, too. Every
+network is measured in a process of its own, on one thread, with real float32 weights.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --only resnet18,synthetic-500 --repeat 3
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import stats
 from tables import fixed, markdown, processor
@@ -173,58 +176,69 @@ def _status(field: str) -> int:
 
 @dataclass(frozen=True)
 class Fit:
-    """``seconds = factor * nodes ** exponent``.
+    """``seconds = factor * x1 ** exponents[0] * x2 ** exponents[1] ...``.
 
     Attributes:
         factor: Seconds.
-        exponent: Slope of the logarithms.
-        half: Half of the 95 % confidence interval of the exponent.
+        exponents: Slopes of the logarithms.
+        halves: Half of the 95 % confidence interval of each.
         points: Number of networks.
     """
 
     factor: float
-    exponent: float
-    half: float
+    exponents: tuple[float, ...]
+    halves: tuple[float, ...]
     points: int
 
     def __str__(self) -> str:
-        return f"exponent {self.exponent:.2f} ± {self.half:.2f} (95 %, {self.points} networks)"
+        terms = [f"{a:.2f} ± {half:.2f}" for a, half in zip(self.exponents, self.halves, strict=True)]
+        return f"{' and '.join(terms)} (95 %, {self.points} networks)"
 
 
-def fit(nodes: Sequence[float], seconds: Sequence[float]) -> Fit:
-    """Least squares of the logarithms; at least three points."""
-    import numpy as np
+def fit(seconds: Sequence[float], *variables: Sequence[float]) -> Fit:
+    """Least squares of the logarithms; more points than unknowns."""
+    x = np.column_stack([np.ones(len(seconds)), *(np.log(variable) for variable in variables)])
+    y = np.log(seconds)
+    slopes = np.linalg.lstsq(x, y, rcond=None)[0]
+    freedom = len(y) - x.shape[1]
+    variance = float(((y - x @ slopes) ** 2).sum()) / freedom
+    errors = np.sqrt(variance * np.diag(np.linalg.inv(x.T @ x)))
+    halves = stats.t.ppf(0.975, freedom) * errors
+    return Fit(float(np.exp(slopes[0])), tuple(map(float, slopes[1:])), tuple(map(float, halves[1:])), len(y))
 
-    line = stats.linregress(np.log(nodes), np.log(seconds))
-    half = float(stats.t.ppf(0.975, len(nodes) - 2) * line.stderr)
-    return Fit(float(np.exp(line.intercept)), float(line.slope), half, len(nodes))
+
+SYNTHETIC_FIT = "nodes, synthetic networks of one width"
+JOINT_FIT = "nodes and channels per node, all networks"
 
 
 def fits(rows: Sequence[Row]) -> dict[str, Fit]:
-    """One fit for the synthetic networks, one for torchvision's, one for all: where there are three networks."""
-    kinds = {
-        "synthetic networks": [row for row in rows if row["name"].startswith("synthetic")],
-        "torchvision": [row for row in rows if not row["name"].startswith("synthetic")],
-        "all": list(rows),
-    }
-    return {
-        kind: fit([row["nodes"] for row in some], [statistics.median(row["couple_s"]) for row in some])
-        for kind, some in kinds.items()
-        if len(some) > 2
-    }
+    """What there are networks enough for."""
+    synthetic = [row for row in rows if row["name"].startswith("synthetic")]
+    found = {}
+    if len(synthetic) > 2:
+        found[SYNTHETIC_FIT] = fit([median(row) for row in synthetic], [row["nodes"] for row in synthetic])
+    if len(rows) > 3:
+        nodes = [row["nodes"] for row in rows]
+        found[JOINT_FIT] = fit([median(row) for row in rows], nodes, [row["channels"] / row["nodes"] for row in rows])
+    return found
+
+
+def median(row: Row) -> float:
+    """Seconds of one call of couple."""
+    return statistics.median(row["couple_s"])
 
 
 def table(rows: Sequence[Row]) -> str:
     """One row per network."""
     body = []
     for row in sorted(rows, key=lambda row: row["nodes"]):
-        median = statistics.median(row["couple_s"])
+        seconds = median(row)
         body.append(
             [
                 *(row["name"], str(row["nodes"]), str(row["groups"]), str(row["channels"])),
                 *(fixed(row["megabytes"], 0), fixed(row["trace_s"])),
-                f"{fixed(median, 3)} ({fixed(min(row['couple_s']), 3)}–{fixed(max(row['couple_s']), 3)})",
-                fixed(1e6 * median / row["nodes"], 0),
+                f"{fixed(seconds, 3)} ({fixed(min(row['couple_s']), 3)}–{fixed(max(row['couple_s']), 3)})",
+                fixed(1e6 * seconds / row["nodes"], 0),
                 *(fixed(row[f"{what}_bytes"] / 2**20, 0) for what in ("both", "couple", "python")),
             ]
         )
@@ -232,27 +246,28 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Seconds over nodes, both logarithmic, with the fit of all networks."""
+    """Seconds over nodes, both logarithmic, with the fit of the synthetic networks; areas are channels per node."""
     import matplotlib as mpl
 
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "curlfx"
+    mpl.rcParams |= {"svg.hashsalt": "curlfx", "svg.fonttype": "none"}
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
     for kind, marker in (("torchvision", "o"), ("synthetic", "s")):
         some = [row for row in rows if row["name"].startswith("synthetic") == (kind == "synthetic")]
-        medians = [statistics.median(row["couple_s"]) for row in some]
-        axes.plot([row["nodes"] for row in some], medians, marker, label=kind)
-    line = fits(rows)["all"]
-    ends = [min(row["nodes"] for row in rows), max(row["nodes"] for row in rows)]
-    axes.plot(ends, [line.factor * nodes**line.exponent for nodes in ends], "-", color="grey", label=f"all: {line}")
+        areas = [4 + row["channels"] / row["nodes"] for row in some]
+        axes.scatter([row["nodes"] for row in some], [median(row) for row in some], areas, marker=marker, label=kind)
+    if line := fits(rows).get(SYNTHETIC_FIT):
+        ends = [min(row["nodes"] for row in rows), max(row["nodes"] for row in rows)]
+        label = f"nodes to the power {line.exponents[0]:.2f} ± {line.halves[0]:.2f}"
+        axes.plot(ends, [line.factor * nodes ** line.exponents[0] for nodes in ends], "-", color="grey", label=label)
     axes.set(xscale="log", yscale="log", xlabel="nodes of the graph", ylabel="coupling, CPU seconds")
     for row in rows:
-        if row["name"] in {"resnet18", "densenet201", "vit_b_16", "vit_h_14", "swin_b", "efficientnet_b7"}:
-            place = (row["nodes"], statistics.median(row["couple_s"]))
-            axes.annotate(row["name"], place, textcoords="offset points", xytext=(5, -9), fontsize=8)
-    axes.legend(fontsize=8)
+        if not row["name"].startswith("synthetic"):
+            place = (row["nodes"], median(row))
+            axes.annotate(row["name"], place, textcoords="offset points", xytext=(6, -8), fontsize=7)
+    axes.legend(fontsize=8, title="area: channels per node", title_fontsize=8)
     axes.grid(visible=True, which="both", alpha=0.2)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
@@ -265,7 +280,7 @@ def report(rows: Sequence[Row]) -> str:
         "",
         table(rows),
     ]
-    lines += ["", *(f"- Coupling over nodes, {kind}: {line}." for kind, line in fits(rows).items())]
+    lines += ["", *(f"- Exponent of coupling in {words}: {line}." for words, line in fits(rows).items())]
     for what, words in (("both", "Tracing and coupling"), ("couple", "Coupling")):
         most = max(rows, key=lambda row: float(row[f"{what}_bytes"]))
         size = most[f"{what}_bytes"] / 2**20
@@ -296,7 +311,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; 1 when coupling grows faster than nodes ** 1.1, or takes 1 GiB beyond the weights."""
+    """Print the table; 1 when an exponent is above 1.1, or coupling takes 1 GiB beyond the weights."""
     options = parse(arguments)
     known = list(subjects())
     names = options.only.split(",") if options.only else known
@@ -309,8 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number, name in enumerate(names, 1):
         rows.append(in_own_process(name, options.repeat))
         left = (time.monotonic() - start) / number * (len(names) - number) / 60
-        couple_s = statistics.median(rows[-1]["couple_s"])
-        words = f"{rows[-1]['nodes']} nodes, couple {couple_s:.3f} s"
+        words = f"{rows[-1]['nodes']} nodes, couple {median(rows[-1]):.3f} s"
         print(f"{number}/{len(names)} {name}: {words}; about {left:.0f} min left", file=sys.stderr, flush=True)
     text = report(rows)
     print(text)
@@ -318,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.out.write_text(text, encoding="utf-8")
     if options.plot:
         draw(rows, options.plot)
-    steep = any(line.exponent > LARGEST_EXPONENT for line in fits(rows).values())
+    steep = any(exponent > LARGEST_EXPONENT for line in fits(rows).values() for exponent in line.exponents)
     return int(steep or any(row["couple_bytes"] >= LARGEST_MEMORY for row in rows))
 
 

@@ -1,11 +1,12 @@
 """The fit that says how coupling grows, and one small measurement."""
 
 import importlib
-import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -18,30 +19,34 @@ def scaling(monkeypatch):
     return importlib.import_module("scaling")
 
 
-def test_exponent_of_a_power_law(scaling):
-    line = scaling.fit([100, 200, 400, 800], [2e-5 * nodes**1.25 for nodes in (100, 200, 400, 800)])
-    assert line.exponent == pytest.approx(1.25)
+def test_exponents_of_a_power_law(scaling):
+    nodes, width = [100, 200, 400, 800, 1600], [3, 1, 4, 1, 5]
+    line = scaling.fit([2e-5 * n**1.25 * w**0.5 for n, w in zip(nodes, width, strict=True)], nodes, width)
+    assert line.exponents == pytest.approx((1.25, 0.5))
     assert line.factor == pytest.approx(2e-5)
-    assert line.half < 1e-6
+    assert max(line.halves) < 1e-6
 
 
-def test_interval_holds_the_exponent_of_noisy_times(scaling):
+def test_interval_is_that_of_a_regression(scaling):
     nodes = [100, 200, 400, 800, 1600]
-    noise = [1.05, 0.97, 1.02, 0.95, 1.01]
-    line = scaling.fit(nodes, [count * factor for count, factor in zip(nodes, noise, strict=True)])
-    assert abs(line.exponent - 1) < line.half < 0.1
-    # by hand: the slope of the logarithms
-    x, y = [math.log(count) for count in nodes], [math.log(c * f) for c, f in zip(nodes, noise, strict=True)]
-    mean_x, mean_y = sum(x) / 5, sum(y) / 5
-    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
-    assert line.exponent == pytest.approx(slope)
+    seconds = [n * factor for n, factor in zip(nodes, [1.05, 0.97, 1.02, 0.95, 1.01], strict=True)]
+    line = scaling.fit(seconds, nodes)
+    expected = stats.linregress(np.log(nodes), np.log(seconds))
+    assert line.exponents == pytest.approx((expected.slope,))
+    assert line.halves == pytest.approx((stats.t.ppf(0.975, 3) * expected.stderr,))
+    assert abs(line.exponents[0] - 1) < line.halves[0] < 0.1
 
 
-def test_kinds_are_fitted_apart(scaling):
-    rows = [{"name": f"synthetic-{n}", "nodes": n, "couple_s": [n * 1e-4, n * 1e-4]} for n in (500, 1000, 2000)]
-    assert set(scaling.fits(rows)) == {"synthetic networks", "all"}
-    rows += [{"name": f"net{n}", "nodes": n, "couple_s": [1e-7 * n**2]} for n in (100, 200, 400)]
-    assert scaling.fits(rows)["torchvision"].exponent == pytest.approx(2)
+def test_width_and_nodes_are_told_apart(scaling):
+    def row(name, nodes, channels):
+        return {"name": name, "nodes": nodes, "channels": channels, "couple_s": [1e-6 * nodes * channels / nodes]}
+
+    rows = [row(f"synthetic-{n}", n, 2 * n) for n in (500, 1000, 2000)]
+    assert list(scaling.fits(rows)) == [scaling.SYNTHETIC_FIT]
+    rows += [row("wide", 100, 90000), row("wider", 150, 200000)]
+    lines = scaling.fits(rows)
+    assert lines[scaling.SYNTHETIC_FIT].exponents == pytest.approx((1.0,))
+    assert lines[scaling.JOINT_FIT].exponents == pytest.approx((1.0, 1.0))
 
 
 def test_measures_a_synthetic_network(scaling, monkeypatch):
