@@ -281,10 +281,15 @@ def report(rows: Sequence[Row]) -> str:
         table(rows),
     ]
     lines += ["", *(f"- Exponent of coupling in {words}: {line}." for words, line in fits(rows).items())]
-    for what, words in (("both", "Tracing and coupling"), ("couple", "Coupling")):
-        most = max(rows, key=lambda row: float(row[f"{what}_bytes"]))
-        size = most[f"{what}_bytes"] / 2**20
-        lines.append(f"- {words}: at most {size:.0f} MiB of resident memory beyond the weights ({most['name']}).")
+    most = max(rows, key=lambda row: float(row["couple_bytes"]))
+    size = most["couple_bytes"] / 2**20
+    lines.append(f"- Coupling: at most {size:.0f} MiB of resident memory beyond the weights ({most['name']}).")
+    beyond = {row["name"]: row["both_bytes"] - 1e6 * row["megabytes"] for row in rows}
+    name = max(beyond, key=lambda name: beyond[name])
+    lines.append(
+        f"- Tracing and coupling: the traced network has weights of its own; beyond these and the module's at most "
+        f"{beyond[name] / 2**20:.0f} MiB ({name})."
+    )
     return "\n".join([*lines, ""])
 
 
