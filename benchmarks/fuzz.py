@@ -15,6 +15,7 @@ import gc
 import json
 import random
 import re
+import signal
 import statistics
 import sys
 import time
@@ -32,7 +33,12 @@ sys.path.insert(0, str(ROOT))  # the generator and the checks are those of the t
 from benchmarks.tables import fixed, markdown, percent, scientific  # noqa: E402
 
 Row = dict[str, Any]
+LIMIT = 120  # seconds that a network may take; it takes one or two
 RECORD = ROOT / "benchmarks" / "results" / "fuzz"
+
+
+def _too_long(number: int, frame: object) -> None:
+    raise TimeoutError(f"no end after {LIMIT} s")
 
 
 def recipe_of(seed: int, index: int) -> tuple[Any, random.Random]:
@@ -51,11 +57,15 @@ def examined(recipe: Any, chooser: random.Random, *, onnx: bool) -> Row:
     seen = Examination()
     row: Row = {"recipe": repr(recipe), "parts": len(recipe.parts), "kinds": sorted(recipe.kinds())}
     start = time.perf_counter()
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(LIMIT)
     try:
         examine(recipe, lambda coupling: draw_keep(chooser.choice, coupling.groups), keeps=2, onnx=onnx, into=seen)
     except Exception as error:  # noqa: BLE001 - the table reports every failure of every network
         row["failure"] = f"{seen.stage}: {type(error).__name__}: {error}".strip()[:1500]
         row["traceback"] = traceback.format_exc()[-3000:]
+    finally:
+        signal.alarm(0)
     return row | asdict(seen) | {"wall": round(time.perf_counter() - start, 3)}
 
 

@@ -100,15 +100,15 @@ def _free(coupling: Coupling) -> float:
 def _compared(laboratory: Laboratory, recipe: Recipe, keep: Keep, seen: Examination) -> TracedModel:
     with seen("slim"):
         slim = laboratory.slim(keep)
-    with seen("gate"):
-        gated = laboratory.gated(keep, statistics="kept")
-    for module in (slim.module, gated.module):
-        module.eval()
-    for batch in (2, 3):
-        with seen("compare"), torch.no_grad():
-            error = relative_error(slim.module(*recipe.inputs(batch)), gated.module(*recipe.inputs(batch)))
-        seen.gated = max(seen.gated, error)
-        assert error <= GATED, f"slim differs from gated by {error:.1e} at batch {batch}; keep {dict(keep)}"
+    for statistics in ["kept"] if laboratory.changes_statistics(keep) else ["kept", "all"]:
+        with seen("gate"):
+            gated = laboratory.gated(keep, statistics=statistics).module.eval()
+        for batch in (2, 3):
+            with seen("compare"), torch.no_grad():
+                error = relative_error(slim.module.eval()(*recipe.inputs(batch)), gated(*recipe.inputs(batch)))
+            seen.gated = max(seen.gated, error)
+            where = f"batch {batch}, statistics over {statistics}"
+            assert error <= GATED, f"slim differs from gated by {error:.1e} at {where}; keep {dict(keep)}"
     for name, tensor in slim.module.state_dict().items():
         assert bool(torch.isfinite(tensor).all()), f"{name} of the slim network is not finite; keep {dict(keep)}"
     with seen("cost"):
