@@ -37,7 +37,7 @@ LIMIT = 120  # seconds that a network may take; it takes one or two
 RECORD = ROOT / "benchmarks" / "results" / "fuzz"
 
 
-def _too_long(number: int, frame: object) -> None:
+def _too_long(_number: int, _frame: object) -> None:
     raise TimeoutError(f"no end after {LIMIT} s")
 
 
@@ -233,7 +233,7 @@ def summary(rows: Sequence[Row], seed: int) -> list[tuple[str, str]]:
         ("nodes per traced graph", f"median {statistics.median(nodes):.0f}, at most {max(nodes)}"),
         ("trace failures", str(untraced)),
         ("mismatches and errors", f"{sum(stages.values())} ({wrong})" if wrong else "0"),
-        ("gated vs slim, float64", f"worst {scientific(max(gated, default=None))} of {4 * len(gated)} comparisons"),
+        ("gated vs slim, float64", f"worst {scientific(max(gated, default=None))} of {2 * len(gated)} keep sets"),
         ("onnxruntime vs slim, float32", f"worst {scientific(max(onnx, default=None))} of {len(onnx)} networks"),
         ("free channels inside", f"mean {percent(statistics.mean(free))}; all of them in {whole} of the networks"),
         ("free channels removed", f"mean {percent(statistics.mean(row['removed'] for row in rows))}"),
