@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-PROGRAMS = ["accuracy.py", "compile_time.py", "coverage.py", "rivals.py", "scaling.py"]
+PROGRAMS = ["accuracy.py", "compile_time.py", "coverage.py", "fuzz.py", "rivals.py", "scaling.py"]
 
 
 def start(*arguments):
@@ -42,3 +42,18 @@ def test_coverage_names_an_unknown_model(tmp_path):
     done = start("coverage.py", "--models", "resnet19", "--record", str(tmp_path / "record.jsonl"))
     assert done.returncode != 0
     assert "resnet19" in done.stderr
+
+
+def test_fuzz_examines_once_and_repeats_one(tmp_path):
+    options = ["--networks", "2", "--onnx-every", "0", "--record", str(tmp_path)]
+    first = start("fuzz.py", *options, "--part", "2/2")
+    assert first.returncode == 0, first.stderr
+    (record,) = tmp_path.iterdir()
+    row = json.loads(record.read_text(encoding="utf-8"))
+    assert row["index"] == 1
+    assert row["gated"] <= 1e-9
+    again = start("fuzz.py", *options, "--part", "2/2")
+    assert again.stdout == first.stdout
+    assert "networks" not in again.stderr
+    one = start("fuzz.py", "--only", "1", "--onnx-every", "0")
+    assert one.stdout.splitlines()[0] == row["recipe"]
