@@ -73,7 +73,8 @@ def judge(name: str, side: str) -> Row:
         narrowed = TOOLS[side](subject, victim, image, Clock())
     except Exception as error:  # noqa: BLE001 - what a tool raises is its row of the table
         memory = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-        return {"result": "given up" if memory else "crash", "note": first_line(error)}
+        note = "out of memory (--memory)" if memory else first_line(error)
+        return {"result": "given up" if memory else "crash", "note": note}
     row: Row = {"removable": sum(narrowed.removable.values()) / total}
     try:
         removed = removal(module, narrowed.parameters, standardised_weights(module, (image,)))
