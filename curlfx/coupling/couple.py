@@ -11,6 +11,7 @@ import numpy as np
 
 from curlfx.coupling.cells import number_cells
 from curlfx.coupling.coupling import Coupling, Frozen, Group, Site
+from curlfx.coupling.guard import unguarded
 from curlfx.coupling.nesting import Ints
 from curlfx.coupling.propagate import Labelling, Unsupported, propagate_labels
 from curlfx.coupling.resolve import Resolved, distinct, resolve
@@ -41,8 +42,14 @@ def couple(traced: TracedModel, *, frozen: Sequence[str] = (), rules: Mapping[An
     for pattern in frozen:
         _freeze_named(pattern, names, labelling)
     resolved = resolve(labelling.store)
-    sites = _sites(labelling)
-    members = _classes(sites, _parts(labelling), resolved)
+    sites, parts = _sites(labelling), _parts(labelling)
+    while True:
+        members = _classes(sites, [raw for _, raw in parts], resolved)
+        bare = unguarded([("", raw) for _, raw, _ in sites] + parts, members, resolved)
+        if not bare:
+            break
+        labelling.store.freezes.extend(bare)
+        resolved = resolve(labelling.store)
     groups, channel_of = _groups(sites, members, resolved)
     cells = number_cells(channel_of, resolved)
     stuck = _frozen(sites, resolved)
@@ -87,10 +94,10 @@ def _sites(labelling: Labelling) -> SiteRoots:
     return result
 
 
-def _parts(labelling: Labelling) -> list[Ints]:
+def _parts(labelling: Labelling) -> list[tuple[str, Ints]]:
     """Labels of tensors that hold some of another's channels: at least one of each must stay, so they form groups."""
     return [
-        array.numpy()
+        (node.name, array.numpy())
         for node, emission in labelling.emissions.items()
         if isinstance(emission, tuple) and (is_getitem(node) or str(node.target).split(".")[1:2] in _PICKING)
         for array in emission

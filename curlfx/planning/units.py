@@ -69,9 +69,9 @@ class Units:
     def steps(self, round_to: int) -> Ints:
         """Kept units of each group come in multiples of this, ``(G,)``, so that kept channels do of ``round_to``.
 
-        Whole blocks take what is left to make a multiple once the channels inside them come in steps of their own. Another
-        group that is no wider than ``round_to`` would have no choice at all; it takes the half of it, or the quarter
-        and so on, that leaves one.
+        Whole blocks take what is left to make a multiple once the channels inside them come in steps of their own.
+        Another group that is no wider than ``round_to`` would have no choice at all; it takes the half of it, or the
+        quarter and so on, that leaves one.
         """
         steps = np.ones_like(self.sizes)
         for position in np.argsort(self.whole, kind="stable").tolist():
