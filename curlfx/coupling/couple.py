@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
 from curlfx.coupling.cells import number_cells
 from curlfx.coupling.coupling import Coupling, Frozen, Group, Site
@@ -41,16 +43,20 @@ def couple(traced: TracedModel, *, frozen: Sequence[str] = (), rules: Mapping[An
     names = [str(node.target) for node in labelling.emissions if node.op == "get_attr"]
     for pattern in frozen:
         _freeze_named(pattern, names, labelling)
-    resolved = resolve(labelling.store)
     sites, parts = _sites(labelling), _parts(labelling)
+    resolved = resolve(labelling.store)
     while True:
-        members = _classes(sites, [raw for _, raw in parts], resolved)
-        bare = unguarded([("", raw) for _, raw, _ in sites] + parts, members, resolved)
-        if not bare:
+        signatures = _signatures(sites, [raw for _, raw in parts], resolved)
+        classes = _classes(signatures, resolved)
+        if mixed := _mixed(resolved, signatures):
+            for blocks in mixed:
+                labelling.store.align(torch.from_numpy(blocks), torch.from_numpy(blocks[:1]), "")
+        elif bare := unguarded([("", raw) for _, raw, _ in sites] + parts, classes, resolved):
+            labelling.store.freezes.extend(bare)
+        else:
             break
-        labelling.store.freezes.extend(bare)
         resolved = resolve(labelling.store)
-    groups, channel_of = _groups(sites, members, resolved)
+    groups, channel_of = _groups(sites, classes, resolved)
     cells = number_cells(channel_of, resolved)
     stuck = _frozen(sites, resolved)
     made = sum(raw.size for _, raw, produced in sites if produced)
@@ -104,8 +110,8 @@ def _parts(labelling: Labelling) -> list[tuple[str, Ints]]:
     ]
 
 
-def _classes(sites: SiteRoots, parts: Sequence[Ints], resolved: Resolved) -> Ints:
-    """For every root a class ``(labels,)``, 0 for frozen: one for roots of the same sites, or of shared blocks."""
+def _signatures(sites: SiteRoots, parts: Sequence[Ints], resolved: Resolved) -> npt.NDArray[np.uint64]:
+    """For every root a number ``(labels,)`` that tells where it occurs, 0 for frozen."""
     random = np.random.default_rng(0)
     signature = np.zeros(resolved.roots.size, np.uint64)
     for raw in (*(raw for _, raw, _ in sites), *parts, *resolved.blocks):
@@ -115,6 +121,16 @@ def _classes(sites: SiteRoots, parts: Sequence[Ints], resolved: Resolved) -> Int
     levels = random.integers(1, 2**63, size=resolved.outer.shape[1] + 1, dtype=np.uint64)
     signature[resolved.rows] += levels[depth[resolved.rows]]
     signature[0] = 0
+    return signature
+
+
+def _mixed(resolved: Resolved, signature: npt.NDArray[np.uint64]) -> list[Ints]:
+    """Blocks that hold channels of different places: equal counts would not leave one of each, equal positions do."""
+    return [blocks for blocks in resolved.blocks if (signature[blocks] != signature[blocks[:, :1]]).any()]
+
+
+def _classes(signature: npt.NDArray[np.uint64], resolved: Resolved) -> Ints:
+    """For every root a class ``(labels,)``, 0 for frozen: one for roots of the same sites, or of shared blocks."""
     live = distinct(resolved.roots)
     keys, inverse = np.unique(signature[live], return_inverse=True)
     classes = np.zeros(resolved.roots.size, np.int64)

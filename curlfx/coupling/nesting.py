@@ -143,7 +143,8 @@ class Nesting:
         """Nest cells in blocks that they are not in yet."""
         cells = self._cells[labels]
         place, block = self._blocks(labels)
-        missing = ~np.isin(np.arange(labels.size) * self._size + blocks, place * self._size + block) & (cells != blocks)
+        missing = ~np.isin(np.arange(labels.size) * self._size + blocks, place * self._size + block)
+        missing &= (cells != blocks) & (cells != 0) & (blocks != 0)
         if missing.any():
             result.nests.append((cells[missing], blocks[missing]))
 

@@ -78,12 +78,28 @@ def resolve(store: LabelStore) -> Resolved:
         aligned = _appended(aligned, settled.aligned)
         balances.extend(settled.balances)
         freezes.extend(Freeze(torch.from_numpy(labels), "", _CROSSING) for labels in settled.frozen)
-    statistics, rows = np.zeros((2, store.size), dtype=bool)
-    for flags, labels in ((statistics, store.statistics), (rows, store.rows)):
-        for each in labels:
-            flags[roots[each.numpy()]] = True
-        flags[0] = False
-    return Resolved(roots, nesting.outer(roots), components, tuple(freezes), settled.blocks, statistics, rows)
+    outer = nesting.outer(roots)
+    rows = np.zeros(store.size, dtype=bool)
+    for each in store.rows:
+        rows[roots[each.numpy()]] = True
+    rows[0] = False
+    statistics = _statistics(store, roots, outer)
+    return Resolved(roots, outer, components, tuple(freezes), settled.blocks, statistics, rows)
+
+
+def _statistics(store: LabelStore, roots: Ints, outer: Ints) -> npt.NDArray[np.bool_]:
+    """Roots ``(labels,)`` whose removal changes what a normalisation averages over.
+
+    A block that holds all of a statistic's channels goes with the statistic, and changes none.
+    """
+    changed = np.zeros(roots.size, dtype=bool)
+    for each in store.statistics:
+        labels = each.numpy()
+        changed[roots[labels]] = True
+        blocks, counts = np.unique(outer[labels], return_counts=True)
+        changed[blocks[counts < labels.size]] = True
+    changed[0] = False
+    return changed
 
 
 def _with_blocks(freezes: list[Freeze], nesting: Nesting) -> list[Ints]:

@@ -43,7 +43,7 @@ def group_norm(call: OpCall) -> Arrays:
     for array in arrays:
         if support(array) == (1,) and groups < array.numel():
             call.blocks(flat(array).reshape(groups, -1))
-            call.store.statistics.append(flat(array))
+            call.store.statistics.extend(flat(array).reshape(groups, -1))
     return arrays
 
 

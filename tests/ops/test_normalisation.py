@@ -58,7 +58,7 @@ CASES = {
         [
             "8 in 4 blocks, statistics: a.weight[0] h.weight[1]",
             "2: a.weight[0] h.weight[1]",
-            "4 in 2 blocks: a.weight[0] h.weight[1]",
+            "4 in 2 blocks, statistics: a.weight[0] h.weight[1]",
         ],
     ),
     "layer": (normalised_tokens(nn.LayerNorm(8)), group(AFFINE, ", statistics")),
