@@ -100,6 +100,10 @@ class Recipe:
         changed = [name for name in names if getattr(self, name) != getattr(default, name)]
         return f"Recipe({', '.join(f'{name}={getattr(self, name)!r}' for name in changed)})"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What hypothesis prints of a counterexample."""
+        printer.text(repr(self))
+
 
 class Composed(nn.Module):
     """The network of a recipe."""

@@ -101,6 +101,10 @@ class Part:
         ]
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed)})"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What hypothesis prints of a counterexample."""
+        printer.text(repr(self))
+
 
 class Wrapped(nn.Module):
     """A function of some modules and a feature."""
