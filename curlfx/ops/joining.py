@@ -91,6 +91,8 @@ def pad(call: OpCall) -> Arrays:
         axes = [axis for axis in support(array) if amounts[axis] != (0, 0)]
         if any(not constant or min(amounts[axis]) < 0 for axis in axes) or axes[1:]:
             call.freeze(array, "padded along this axis in a way that is not followed")
+        elif axes and axes[0] != support(array)[-1]:
+            call.freeze(array, "blocks are padded with more blocks")
         elif axes:
             result.append(_padded(call, array, axes[0], *amounts[axes[0]]))
         else:
