@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from zoo import Entry, torchvision_models
 from zoo_dense import dense_models
+from zoo_detection import detection_models
 from zoo_huggingface import huggingface_models
 from zoo_timm import timm_models
 
@@ -12,11 +13,12 @@ __all__ = ["NEEDS", "ZOOS", "missing"]
 
 ZOOS: dict[str, Callable[[], dict[str, Entry]]] = {
     "dense": dense_models,
+    "detection": detection_models,
     "huggingface": huggingface_models,
     "timm": timm_models,
     "torchvision": torchvision_models,
 }
-NEEDS = {"huggingface": "transformers", "timm": "timm", "torchvision": "torchvision"}
+NEEDS = {"detection": "torchvision", "huggingface": "transformers", "timm": "timm", "torchvision": "torchvision"}
 """The package a zoo comes from; pip installs it under the same name."""
 
 
