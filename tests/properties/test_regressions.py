@@ -1,12 +1,29 @@
 """The smallest networks on which a generated network once went wrong."""
 
+import random
+
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.trial import random_keep, randomise
+from tests.networks.composed import (
+    Concat,
+    Einsum,
+    Grouped,
+    InvertedResidual,
+    Norm,
+    OptionA,
+    Patches,
+    Raw,
+    Recipe,
+    Selective,
+    ThroughLinear,
+)
+from tests.networks.strategies import draw_keep
 from tests.oracles import Laboratory
 from tests.properties import invariants
+from tests.properties.examination import examine
 
 IMAGES = (torch.linspace(-1, 1, 2 * 3 * 8 * 8, dtype=torch.float64).reshape(2, 3, 8, 8).sin(),)
 
@@ -64,3 +81,28 @@ def test_regression(name):
         invariants.cost_is_predicted(laboratory, keep)
         invariants.slim_twice_is_slim_once(laboratory, keep, IMAGES)
     invariants.empty_keep_set_is_no_change(laboratory)
+
+
+RECIPES = {
+    # A block's label did not reach the layer before a softmax over branches.
+    "groups_weighed_by_branch": Recipe(steps=(Selective(norm="group"),)),
+    # Blocks in blocks, of which the outer ones are merged again.
+    "flattened_inside": Recipe(steps=(ThroughLinear(), Raw(how="product"))),
+    # A group of a convolution reads two layers: one channel per group could leave nothing of one of them.
+    "group_of_two_layers": Recipe(stem=6, steps=(Concat(), Grouped(width=1))),
+    # Heads and the groups of a normalisation are the same channels.
+    "heads_and_groups": Recipe(steps=(Einsum(how="heads"), InvertedResidual(expansion=1, norm="group"))),
+    # A whole group of one normalisation is a part of what the next one averages over.
+    "groups_inside_a_statistic": Recipe(steps=(Norm(norm="group"), Norm(norm="whole"))),
+    "heads_inside_a_statistic": Recipe(steps=(Einsum(how="heads"), Norm(norm="whole"))),
+    # Coupling did not end: tokens without labels are flattened beside others.
+    "flattened_registers": Recipe(patches=Patches(width=3, extra=3, positions="parameter"), head="flatten"),
+    # Padding along the outer one of three labelled axes.
+    "padded_blocks": Recipe(steps=(ThroughLinear(width=2, how="view"), OptionA(sides="after"))),
+}
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_composed_regression(name):
+    chooser = random.Random(0)
+    examine(RECIPES[name], lambda coupling: draw_keep(chooser.choice, coupling.groups), keeps=5, onnx=False)
