@@ -286,6 +286,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="examine the networks of this part again")
     parser.add_argument("--only", type=int, metavar="INDEX", help="examine this one network and show what happens")
     parser.add_argument("--shrink", action="store_true", help="with --only: look for a smaller network that fails")
+    parser.add_argument("--tables", action="store_true", help="print the tables of what is on record, examine nothing")
     parser.add_argument("--out", type=Path, help="write the tables to this Markdown file too")
     parser.add_argument("--failures", type=Path, help="write failing recipes to this file, one JSON object per line")
     return parser.parse_args(arguments)
@@ -296,7 +297,8 @@ def main() -> int:
     arguments = parse()
     if arguments.only is not None:
         return one(arguments)
-    work(arguments)
+    if not arguments.tables:
+        work(arguments)
     rows = [row for _, row in sorted(rows_on_record(arguments).items())]
     text = report(rows, arguments.seed)
     print(text)
