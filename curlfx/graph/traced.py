@@ -38,11 +38,12 @@ class TracedModule(GraphModule):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast as every module does, and let the tensors that the graph itself makes follow to the device."""
-        before = _device(self)
+        """Move or cast as every module does, and let devices and float types that are written in the graph follow."""
+        before = _device(self), _float_type(self)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        after = _device(self)
-        if before is not None and after is not None and before != after and _redirected(self.graph, before, after):
+        after = _device(self), _float_type(self)
+        moves = {old: new for old, new in zip(before, after, strict=True) if None not in (old, new) and old != new}
+        if moves and _redirected(self.graph, moves):
             self.recompile()
         return self
 
@@ -200,15 +201,21 @@ def _device(module: nn.Module) -> torch.device | None:
     return devices.pop() if len(devices) == 1 else None
 
 
-def _redirected(graph: Graph, before: torch.device, after: torch.device) -> bool:
-    """Replace a device in the arguments of every node, as in ``aten.arange(…, device=cpu)``; whether there was any."""
+def _float_type(module: nn.Module) -> torch.dtype | None:
+    """The type of a module's floating-point parameters, if they share one."""
+    types = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    return types.pop() if len(types) == 1 else None
+
+
+def _redirected(graph: Graph, moves: Mapping[Any, Any]) -> bool:
+    """Replace devices and types in the arguments of all nodes, as in ``aten.arange(…, device=cpu)``; whether any was."""
     found = False
 
     def redirect(argument: Any) -> Any:
         nonlocal found
-        if isinstance(argument, torch.device) and argument == before:
+        if isinstance(argument, torch.device | torch.dtype) and argument in moves:
             found = True
-            return after
+            return moves[argument]
         return argument
 
     for node in graph.nodes:

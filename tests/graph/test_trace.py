@@ -231,6 +231,24 @@ def test_moves_casts_and_channels_last():
     torch.testing.assert_close(y, model.float().double().eval()(x), rtol=1e-12, atol=1e-12)
 
 
+def test_float_types_that_are_written_in_the_graph_follow_a_cast():
+    class Typed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, x):
+            made = torch.zeros(x.shape[0], 4, dtype=x.dtype)
+            return self.layer(x.to(self.layer.weight.dtype)) + made
+
+    traced = trace(Typed().double(), (torch.randn(2, 3, dtype=torch.float64),))
+    x = torch.randn(5, 3)
+    before = traced.module(x.double())
+    after = traced.to(torch.float32).module(x)
+    assert after.dtype == torch.float32
+    assert torch.allclose(after.double(), before, atol=1e-6)
+
+
 def test_a_traced_module_can_be_traced_again():
     _, traced = small()
     again = trace(traced.module, traced.example_inputs)
