@@ -92,25 +92,24 @@ class Masks:
     def _fitted(self, array: Ints, value: Node) -> Node:
         """The mask of one array. What the batch is merged into (``batch * heads``) is repeated as often as needed."""
         call = self._graph.graph.call_function
-        once, axes = _once(array, self._batch) if self._graph.dynamic_batch else (array, [])
+        once, axes = _once(array, self._batch) if self._graph.dynamic_batch else (array, {})
         mask, dtype = self._mask(once), value.meta["val"].dtype
-        if not axes and dtype == self._dtype:
-            return mask
-        with self._graph.graph.inserting_after(_later(mask, value)):
-            last = mask
-            if dtype != self._dtype:
+        last = mask
+        if dtype != self._dtype:
+            with self._graph.graph.inserting_after(_later(mask, value)):
                 last = call(torch.ops.aten.to.dtype, (mask, dtype))
-        if not axes:
-            return last
-        times: list[int | Node] = [1] * array.ndim
-        with self._graph.graph.inserting_after(_later(last, value)):
-            repeated = call(torch.ops.aten.repeat.default, (last, times))
-        with self._graph.graph.inserting_before(repeated):
-            for axis in axes:
+        for axis, each in axes.items():
+            with self._graph.graph.inserting_after(_later(last, value)):
                 size = call(torch.ops.aten.sym_size.int, (value, axis))
-                times[axis] = call(operator.floordiv, (size, once.shape[axis]))
-        repeated.args = (last, times)
-        return repeated
+            with self._graph.graph.inserting_after(size):
+                times = call(operator.floordiv, (size, once.shape[axis]))
+            with self._graph.graph.inserting_after(times):
+                if each:
+                    last = call(torch.ops.aten.repeat_interleave.self_int, (last, times, axis))
+                else:
+                    counts: list[int | Node] = [times if other == axis else 1 for other in range(array.ndim)]
+                    last = call(torch.ops.aten.repeat.default, (last, counts))
+        return last
 
     def _mask(self, array: Ints) -> Node:
         key = (tuple(array.shape), array.tobytes())
@@ -128,15 +127,23 @@ def _end(array: Ints) -> int:
     return max((axis for axis, size in enumerate(array.shape) if size > 1), default=-1)
 
 
-def _once(array: Ints, batch: int) -> tuple[Ints, list[int]]:
-    """The array with one of the ``batch`` equal parts of every axis that has them, and these axes."""
-    axes = []
+def _once(array: Ints, batch: int) -> tuple[Ints, dict[int, bool]]:
+    """The array without the repetitions that the batch makes, and the axes that have them.
+
+    True for axes where every entry is repeated by itself (``heads * batch``), False where all of them are in turn.
+    """
+    axes: dict[int, bool] = {}
     for axis, size in enumerate(array.shape):
-        if batch > 1 and size >= batch and size % batch == 0:
-            first, *others = np.split(array, batch, axis)
-            if all((other == first).all() for other in others):
-                array = first
-                axes.append(axis)
+        if batch < 2 or size < batch or size % batch:
+            continue
+        if size == batch and (array == array.take([0], axis)).all():
+            continue
+        first, *others = np.split(array, batch, axis)
+        alone = array.take(np.arange(0, size, batch), axis)
+        if all((other == first).all() for other in others):
+            array, axes[axis] = first, False
+        elif (np.repeat(alone, batch, axis) == array).all():
+            array, axes[axis] = alone, True
     return array, axes
 
 

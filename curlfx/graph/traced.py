@@ -208,7 +208,7 @@ def _float_type(module: nn.Module) -> torch.dtype | None:
 
 
 def _redirected(graph: Graph, moves: Mapping[Any, Any]) -> bool:
-    """Replace devices and types in the arguments of all nodes, as in ``aten.arange(…, device=cpu)``; whether any was."""
+    """Replace devices and types in all arguments of nodes, as in ``aten.arange(…, device=cpu)``; whether any was."""
     found = False
 
     def redirect(argument: Any) -> Any:

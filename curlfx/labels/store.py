@@ -155,8 +155,15 @@ class LabelStore:
         self.alignments.append(Tie(left.reshape(-1), right.reshape(-1), node))
 
     def nest(self, child: Tensor, parent: Tensor, node: str) -> None:
-        """Record that the labels of ``child`` go with those of ``parent``, broadcast to it."""
+        """Record that the labels of ``child`` go with those of ``parent``, broadcast to it.
+
+        A block stays that holds something without a label.
+        """
         inner, outer = child.reshape(-1), parent.expand(child.shape).reshape(-1)
+        free = inner != 0
+        if not bool(free.all()):
+            self.freezes.append(Freeze(outer[~free], node, "in a block with channels that have no labels"))
+            inner, outer = inner[free], outer[free]
         self.nests.append(Nest(inner, outer, node))
         known = self._parent(inner)
         self._parents[inner] = torch.where(known == 0, outer, known)

@@ -117,11 +117,10 @@ def _depthwise(call: OpCall, channels: int) -> Arrays:
     _freeze_kernel(call)
     vector, batch = _channel_vector(call)
     out = _axis_labels(call, 0)
-    if out is None:
-        return batch
-    if vector is None:
-        call.produce([out])
-        call.freeze(out, "depthwise convolution of channels without labels")
+    if out is None or vector is None:
+        call.produce([] if out is None else [out])
+        stuck = [labels for labels in (out, vector) if labels is not None]
+        call.freeze(stuck, "depthwise convolution of channels without labels")
         return batch
     call.tie(vector[:, None], out.reshape(channels, -1))
     return (*batch, along(out, len(call.out_shape), 1))

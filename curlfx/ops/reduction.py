@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from curlfx.labels.arrays import Arrays, support
+from curlfx.labels.arrays import Arrays, rows, support
 from curlfx.ops.call import OpCall, is_getitem
 from curlfx.ops.contract import WEIGHTS_SUMMED
 
@@ -59,7 +59,7 @@ def summed(call: OpCall) -> Arrays:
     if call.fixed:
         call.freeze(ending, WEIGHTS_SUMMED)
     elif ending:
-        call.read("self")
+        call.read("self", axes)
     return _without(call, passing, axes)
 
 
@@ -88,7 +88,9 @@ def statistic(call: OpCall) -> Arrays:
     if call.fixed:
         call.freeze(ending, WEIGHTS_AVERAGED)
     else:
-        call.store.statistics.extend(array.reshape(-1) for array in ending)
+        for array in ending:  # one statistic per block, where blocks are not averaged over
+            own = rows(array) if not set(support(array)[:-1]) & set(axes) else array.reshape(1, -1)
+            call.store.statistics.extend(own)
     return _without(call, passing, axes)
 
 
