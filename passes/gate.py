@@ -16,6 +16,7 @@ from curlfx.cost.macs import batch_size
 from curlfx.coupling import Coupling
 from curlfx.coupling.nesting import Ints
 from curlfx.graph.traced import TracedModel
+from curlfx.labels.compact import innermost
 from curlfx.passes.base import Pass
 from curlfx.passes.kept_statistics import normalise_over_kept
 
@@ -87,7 +88,7 @@ class Masks:
         Only those that end at one of ``axes``, where given.
         """
         found = self._coupling.channels_in(self._coupling.labels(of))
-        return [self._fitted(array, value) for array in found if axes is None or _end(array) in (-1, *axes)]
+        return [self._fitted(array, value) for array in found if axes is None or innermost(array) in (-1, *axes)]
 
     def _fitted(self, array: Ints, value: Node) -> Node:
         """The mask of one array. What the batch is merged into (``batch * heads``) is repeated as often as needed."""
@@ -120,11 +121,6 @@ class Masks:
             with self._graph.graph.inserting_after(_later(self._gates, labels)):
                 self._known[key] = self._graph.graph.call_function(torch.ops.aten.index.Tensor, (self._gates, [labels]))
         return self._known[key]
-
-
-def _end(array: Ints) -> int:
-    """The innermost axis along which an array varies, -1 for none."""
-    return max((axis for axis, size in enumerate(array.shape) if size > 1), default=-1)
 
 
 def _once(array: Ints, batch: int) -> tuple[Ints, dict[int, bool]]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from curlfx.coupling.nesting import Ints
 from curlfx.coupling.resolve import Resolved
-
-Bools = npt.NDArray[np.bool_]
+from curlfx.labels.compact import Bools
 
 
 @dataclass(frozen=True, eq=False)

@@ -121,6 +121,8 @@ def _check_operator(name: str) -> None:
         found = getattr(found, part, None)
     if not isinstance(found, OpOverload):
         raise SavedError(f"'{name}' is no operator here; import the package that defines it")
+    if any(argument.name in ("filename", "path") for argument in found._schema.arguments):
+        raise SavedError(f"'{name}' opens files; a network has no use for it")
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,8 @@ _CHECKS = frozenset(
     }
 )
 
+_TRANSPOSED = frozenset({torch.ops.aten.transpose.int, torch.ops.aten.permute.default})
+
 
 def clean(graph: Graph) -> None:
     """Remove run-time checks and dead nodes, and keep of each node's ``meta`` only where it came from."""
@@ -27,6 +29,16 @@ def clean(graph: Graph) -> None:
     sweep(graph)
     for node in graph.nodes:
         node.meta = {key: node.meta[key] for key in PROVENANCE if key in node.meta}
+
+
+def free_layouts(graph: Graph) -> None:
+    """Reshape where a network takes a view of transposed axes: whether that has the layout for it is a kernel's choice.
+
+    Attention may leave its result transposed in memory; the export then drops the ``contiguous`` before the view.
+    """
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.view.default and node.args[0].target in _TRANSPOSED:
+            node.target = torch.ops.aten.reshape.default
 
 
 def sweep(graph: Graph) -> None:

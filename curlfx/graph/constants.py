@@ -112,11 +112,6 @@ def _is_number(node: Node) -> bool:
     return isinstance(node.meta.get("val"), (int, float, bool))
 
 
-def is_mutated(node: Node) -> bool:
-    """Whether the node or a reader of it writes in place."""
-    return any(mutates(call) for call in (node, *node.users))
-
-
 def mutates(node: Node) -> bool:
     """Whether a node writes in place."""
     schema = getattr(node.target, "_schema", None)

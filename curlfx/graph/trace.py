@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from curlfx.errors import InvariantError, TraceError
 from curlfx.graph import fold
-from curlfx.graph.clean import clean
+from curlfx.graph.clean import clean, free_layouts
 from curlfx.graph.forward import Forward, check_reads, described_forward, replaced_forward
 from curlfx.graph.inline import inline
 from curlfx.graph.notes import lost_in_eval, unused_parameters
@@ -220,6 +220,7 @@ def _unlifted(
     graph.set_codegen(exported.graph._codegen)
     notes = inline(graph, exported)
     clean(graph)
+    free_layouts(graph)
     annotate(graph, model, frozen)
     root = tree(model, _owned)
     for name in dict.fromkeys(str(node.target) for node in graph.find_nodes(op="get_attr")):

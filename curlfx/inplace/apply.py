@@ -78,7 +78,7 @@ def slim_(
     slim, (record,) = run(dense, [Slim(coupling, plan.keep)], own_weights=False)
     if not record.changed:
         return model
-    alive = coupling.alive(plan.keep)
+    alive = coupling.cells.alive(coupling.alive(plan.keep))
     job = _Job(model, dense, slim, example_inputs, forward)
     try:
         fault = narrow(

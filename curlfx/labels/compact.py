@@ -28,20 +28,20 @@ def kept_along(shape: Sequence[int], arrays: Sequence[Ints], alive: Bools, axis:
     Returns:
         Bool matrix ``(rows, shape[axis])``; no rows where no block is left.
     """
-    deciding = [array for array in arrays if _end(array) == axis]
+    deciding = [array for array in arrays if innermost(array) == axis]
     crossed = {other for array in deciding for other in range(axis) if array.shape[other] > 1}
     kept = np.ones([1] * axis + [shape[axis]], dtype=bool)
     for array in deciding:
         kept = kept & alive[array].reshape(array.shape[: axis + 1])
     blocks = np.ones([1] * axis, dtype=bool)
     for array in arrays:
-        if _end(array) < axis and any(array.shape[other] > 1 for other in crossed):
+        if innermost(array) < axis and any(array.shape[other] > 1 for other in crossed):
             blocks = blocks & alive[array].reshape(array.shape[:axis])
     together = np.broadcast_shapes(kept.shape[:-1], blocks.shape)
     return np.asarray(np.broadcast_to(kept, (*together, shape[axis]))[np.broadcast_to(blocks, together)])
 
 
-def _end(array: Ints) -> int:
+def innermost(array: Ints) -> int:
     """The innermost axis along which an array varies, -1 for none."""
     return max((axis for axis, size in enumerate(array.shape) if size > 1), default=-1)
 
@@ -53,7 +53,7 @@ def kept_shape(shape: Sequence[int], arrays: Sequence[Ints], alive: Bools) -> tu
         prevented both).
     """
     result = []
-    ends = {_end(array) for array in arrays}
+    ends = {innermost(array) for array in arrays}
     for axis, size in enumerate(shape):
         if axis not in ends:
             result.append(size)

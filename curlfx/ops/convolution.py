@@ -109,7 +109,7 @@ def _axis_labels(call: OpCall, axis: int) -> Tensor | None:
 
 
 def _freeze_kernel(call: OpCall) -> None:
-    call.freeze([a for a in call.arrays("weight") if support(a)[0] > 1], "summed over without a partner")
+    call.freeze([a for a in call.arrays("weight") if support(a)[-1] > 1], "summed over without a partner")
 
 
 def _depthwise(call: OpCall, channels: int) -> Arrays:

@@ -18,6 +18,7 @@ from torch.fx import Node
 
 from curlfx.errors import InvariantError
 from curlfx.labels.compact import Bools
+from curlfx.ops.call import concrete
 from curlfx.ops.joining import padding
 from curlfx.ops.movement import followed_axis
 
@@ -93,11 +94,12 @@ class Resizing:
         for index, (before, after) in enumerate(zip(old, new, strict=True)):
             place = index + offset
             if before != after and written[place] != -1:
-                result[place] = self._scaled(written[place], before, after)
+                result[place] = self.scaled(written[place], before, after)
         if result != written:
             self.set(name, result)
 
-    def _scaled(self, value: Any, before: int, after: int) -> Any:
+    def scaled(self, value: Any, before: int, after: int) -> Any:
+        """A size as written, for what was ``before`` and is ``after``: computed ones stay computed, for any batch."""
         if not isinstance(value, Node):
             return after
         graph = self.node.graph
@@ -256,27 +258,26 @@ def indexed(call: Resizing) -> None:
 
 def conv_groups(call: Resizing) -> None:
     """Convolution: groups are input channels over channels per group (depthwise ones lose whole groups)."""
-    if call.get("groups", 1) == 1 or isinstance(call.get("groups"), Node):  # as many groups as images
+    old = concrete(call.get("groups", 1))
+    if old == 1:
         return
-    channels, weight = call.new(call.get("input"))[1], call.new(call.get("weight"))
-    groups = channels // weight[1]
-    left = {int(call.kept(of, 1).reshape(call.get("groups"), -1).any(1).sum()) for of in (call.get("input"), call.node)}
+    groups = call.new(call.get("input"))[1] // call.new(call.get("weight"))[1]
+    left = {int(call.kept(of, 1).reshape(old, -1).any(1).sum()) for of in (call.get("input"), call.node)}
     if left != {groups}:
         raise InvariantError(
             f"convolution '{call.node.name}' would keep {groups} groups of inputs, of its outputs those of {left}; "
             "a bug of curlfx, please report it with the network"
         )
-    if groups != call.get("groups"):
-        call.set("groups", groups)
+    if groups != old:
+        call.set("groups", call.scaled(call.get("groups"), old, groups))
 
 
 def transposed_groups(call: Resizing) -> None:
     """Transposed convolution: groups are output channels over channels per group."""
-    if call.get("groups", 1) == 1 or isinstance(call.get("groups"), Node):
-        return
+    old = concrete(call.get("groups", 1))
     groups = call.new(call.node)[1] // call.new(call.get("weight"))[1]
-    if groups != call.get("groups"):
-        call.set("groups", groups)
+    if old not in (1, groups):
+        call.set("groups", call.scaled(call.get("groups"), old, groups))
 
 
 def norm_shape(call: Resizing) -> None:
