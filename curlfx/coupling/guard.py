@@ -38,22 +38,18 @@ def unguarded(parts: Sequence[tuple[str, Ints]], classes: Ints, resolved: Resolv
 
 def _safe(labels: Ints, classes: Ints, sizes: Ints, blocks: tuple[Ints, Ints], resolved: Resolved) -> bool:
     own = resolved.roots[labels]
-    roots = distinct(own)
-    roots = roots[roots > 0]
-    whole = np.zeros(own.size, dtype=bool)
+    around, place = np.unique(resolved.outer[labels], axis=0, return_inverse=True)
+    pairs = distinct(place.reshape(-1) * resolved.roots.size + own)
+    place, own = pairs // resolved.roots.size, pairs % resolved.roots.size
+    certain = [place[own == 0]]
     for numbers, wanted in ((classes, sizes), blocks):
-        count = np.bincount(numbers[roots] + 1, minlength=wanted.size + 1)[1:]
-        full = np.append(count == wanted, False)  # for number -1
-        whole |= (own > 0) & full[numbers[own]]
-    certain = whole | (own == 0)
-    outer = resolved.outer[labels][certain]
-    if not certain.any() or not outer.size:
-        return bool(certain.any())
-    if (outer == 0).all(axis=1).any():
-        return True
-    around = distinct(outer)
-    around = around[around > 0]
-    held = np.bincount(classes[around], minlength=sizes.size)
+        counted = (own > 0) & (numbers[own] >= 0)
+        keys, count = np.unique(place[counted] * (wanted.size + 1) + numbers[own[counted]], return_counts=True)
+        certain.append(keys[count == wanted[keys % (wanted.size + 1)]] // (wanted.size + 1))
+    outer = around[np.concatenate(certain)]
+    if not outer.size or (outer == 0).all(axis=1).any():
+        return bool(len(outer))
+    held = np.bincount(classes[distinct(outer[outer > 0])], minlength=sizes.size)
     return bool(((held == 0) | (held == sizes)).all())
 
 
