@@ -144,7 +144,7 @@ def test_run_verify_report(program: Program) -> None:
     assert "speed-up" in done.out
     assert "verification   passed" in done.out
     assert "run directory  runs/residual-1" in done.out
-    assert program("verify", "runs/residual-1").out.count(" ok") == 5
+    assert program("verify", "runs/residual-1").out.count(" ok") == 6
     page = Path("runs/residual-1/report.html")
     page.unlink()
     again = program("report", "runs/residual-1")
