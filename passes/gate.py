@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from curlfx.cost.macs import batch_size
 from curlfx.coupling import Coupling
-from curlfx.coupling.nesting import Ints
+from curlfx.coupling.vectors import Ints
 from curlfx.graph.traced import TracedModel
 from curlfx.labels.compact import innermost
 from curlfx.passes.base import Pass

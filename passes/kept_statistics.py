@@ -13,7 +13,7 @@ import torch
 from torch.fx import Graph, Node
 
 from curlfx.coupling import Coupling
-from curlfx.coupling.nesting import Ints
+from curlfx.coupling.vectors import Ints
 from curlfx.graph.shapes import shape_of
 from curlfx.graph.traced import TracedModel
 from curlfx.ops.call import is_getitem, named_arguments

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curlfx.coupling.nesting import Ints
 from curlfx.coupling.resolve import Resolved
+from curlfx.coupling.vectors import Ints
 from curlfx.labels.compact import Bools
 
 
@@ -41,12 +41,17 @@ def number_cells(channel_of: Ints, resolved: Resolved) -> Cells:
     Shapes: channel_of ``(labels,)`` channel number of every root, 0 for none.
     """
     own = channel_of[resolved.roots]
-    together = -np.sort(-np.column_stack([own, channel_of[resolved.outer]]), axis=1)
     total = int(channel_of.max(initial=0))
-    number = together[:, 0].copy()
+    outer = resolved.outer
+    nested = np.flatnonzero(outer.which)
+    codes, place = np.unique(resolved.codes[nested], return_inverse=True)
+    root, which = np.divmod(codes, len(outer.blocks))
+    channels = np.column_stack([channel_of[root], channel_of[outer.blocks[which]]])
+    together, cell = np.unique(-np.sort(-channels, axis=1), axis=0, return_inverse=True)
     shared = (together[:, 1:] != 0).any(axis=1)
-    found, which = np.unique(together[shared], axis=0, return_inverse=True)
-    number[shared] = total + 1 + which.reshape(-1)
+    numbers = np.where(shared, total + np.cumsum(shared), together[:, 0])
+    number = own.copy()
+    number[nested] = numbers[cell.reshape(-1)][place]
     single = np.zeros((total + 1, together.shape[1]), np.int64)
     single[:, 0] = np.arange(total + 1)
-    return Cells(number, own, np.concatenate([single, found]))
+    return Cells(number, own, np.concatenate([single, together[shared]]))

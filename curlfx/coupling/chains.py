@@ -16,6 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 from torch.fx import Node
 
+from curlfx.coupling.vectors import among, distinct
 from curlfx.graph.source import where
 from curlfx.labels.store import LabelStore
 
@@ -160,12 +161,12 @@ class Chains:
         result = []
         for reach in range(1, len(KINDS) + 1):
             components, first = self._pinned_by(reach)
-            for found in np.unique(first[labels]).tolist():
+            for found in distinct(first[labels]).tolist():
                 part = labels[first[labels] == found]
                 if found < 0:
                     continue
-                mine = np.unique(components[part])
-                result.append((part, [pin for pin in self._pins if np.isin(components[pin.labels], mine).any()]))
+                mine = distinct(components[part])
+                result.append((part, [pin for pin in self._pins if among(components[pin.labels], mine).any()]))
             labels = labels[first[labels] < 0]
             if not labels.size:
                 break
@@ -195,7 +196,7 @@ class Chains:
         shape = (self._size + 1, self._size + 1)
         graph = coo_array((np.ones(left.size, np.int8), (left, right)), shape=shape).tocsr()
         order, before = breadth_first_order(graph, self._size, directed=False)
-        reached = order[np.isin(order, b)]
+        reached = order[among(order, b)]
         if not reached.size:
             return None
         way = [int(reached[0])]

@@ -14,9 +14,10 @@ import torch
 from curlfx.coupling.cells import number_cells
 from curlfx.coupling.coupling import Coupling, Frozen, Group, Site
 from curlfx.coupling.guard import unguarded
-from curlfx.coupling.nesting import Ints
+from curlfx.coupling.places import Places
 from curlfx.coupling.propagate import Labelling, Unsupported, propagate_labels
-from curlfx.coupling.resolve import Resolved, distinct, resolve
+from curlfx.coupling.resolve import Resolved, resolve
+from curlfx.coupling.vectors import Ints, among, distinct
 from curlfx.errors import KeepError
 from curlfx.graph.traced import TracedModel
 from curlfx.labels.arrays import support
@@ -44,19 +45,21 @@ def couple(traced: TracedModel, *, frozen: Sequence[str] = (), rules: Mapping[An
     for pattern in frozen:
         _freeze_named(pattern, names, labelling)
     sites, parts = _sites(labelling), _parts(labelling)
+    parts = [("", raw) for _, raw, _ in sites] + parts
     resolved = resolve(labelling.store)
     while True:
-        signatures = _signatures(sites, [raw for _, raw in parts], resolved)
+        places = Places([raw for _, raw in parts] + list(resolved.blocks), resolved)
+        signatures = _signatures(places, resolved)
         classes = _classes(signatures, resolved)
         if mixed := _mixed(resolved, signatures):
             for blocks in mixed:
                 labelling.store.align(torch.from_numpy(blocks), torch.from_numpy(blocks[:1]), "")
-        elif bare := unguarded([("", raw) for _, raw, _ in sites] + parts, classes, resolved):
+        elif bare := unguarded(parts, places, classes, resolved):
             labelling.store.freezes.extend(bare)
         else:
             break
         resolved = resolve(labelling.store)
-    groups, channel_of = _groups(sites, classes, resolved)
+    groups, channel_of = _groups(sites, places, classes, resolved)
     cells = number_cells(channel_of, resolved)
     stuck = _frozen(sites, resolved)
     made = sum(raw.size for _, raw, produced in sites if produced)
@@ -110,15 +113,15 @@ def _parts(labelling: Labelling) -> list[tuple[str, Ints]]:
     ]
 
 
-def _signatures(sites: SiteRoots, parts: Sequence[Ints], resolved: Resolved) -> npt.NDArray[np.uint64]:
+def _signatures(places: Places, resolved: Resolved) -> npt.NDArray[np.uint64]:
     """For every root a number ``(labels,)`` that tells where it occurs, 0 for frozen."""
     random = np.random.default_rng(0)
     signature = np.zeros(resolved.roots.size, np.uint64)
-    for raw in (*(raw for _, raw, _ in sites), *parts, *resolved.blocks):
-        signature[resolved.members(raw)] += random.integers(1, 2**63, dtype=np.uint64)
+    number, member = places.members
+    np.add.at(signature, member, random.integers(1, 2**63, size=len(places.first), dtype=np.uint64)[number])
     depth = np.zeros(resolved.roots.size, np.int64)
-    np.maximum.at(depth, resolved.roots, (resolved.outer != 0).sum(axis=1))
-    levels = random.integers(1, 2**63, size=resolved.outer.shape[1] + 1, dtype=np.uint64)
+    np.maximum.at(depth, resolved.roots, resolved.outer.depth)
+    levels = random.integers(1, 2**63, size=resolved.outer.blocks.shape[1] + 1, dtype=np.uint64)
     signature[resolved.rows] += levels[depth[resolved.rows]]
     signature[0] = 0
     return signature
@@ -139,20 +142,21 @@ def _classes(signature: npt.NDArray[np.uint64], resolved: Resolved) -> Ints:
     merged = np.arange(keys.size + 2)
     for rows in resolved.blocks:
         touched = distinct(merged[classes[rows]])
-        merged[np.isin(merged, touched)] = touched[0]
+        merged[among(merged, touched)] = touched[0]
     return np.asarray(merged[classes], np.int64)
 
 
-def _groups(sites: SiteRoots, classes: Ints, resolved: Resolved) -> tuple[tuple[Group, ...], Ints]:
+def _groups(sites: SiteRoots, places: Places, classes: Ints, resolved: Resolved) -> tuple[tuple[Group, ...], Ints]:
     """Groups in order of their first parameter, and the channel number of every raw label's root ``(labels,)``."""
     located: dict[int, list[Site]] = {}
     named: dict[int, Site] = {}
-    for site, raw, produced in sites:
-        for found in distinct(classes[resolved.members(raw)]):
+    held = [found.tolist() for found in places.split(classes)]
+    for (site, _, produced), place in zip(sites, places.of, strict=False):
+        for found in held[place]:
             if found:
-                located.setdefault(int(found), []).append(site)
+                located.setdefault(found, []).append(site)
                 if produced:
-                    named.setdefault(int(found), site)
+                    named.setdefault(found, site)
     roots = distinct(resolved.roots)
     roots = roots[classes[roots] > 0]
     order = roots[np.lexsort((roots, classes[roots]))]
@@ -166,20 +170,20 @@ def _groups(sites: SiteRoots, classes: Ints, resolved: Resolved) -> tuple[tuple[
     used: dict[str, int] = {}
     for found in members:
         key = int(classes[found[0]])
-        places = located.get(key)
-        if not places:
+        sites_of = located.get(key)
+        if not sites_of:
             continue
         first = sum(group.width for group in groups) + 1
         number[found] = np.arange(first, first + found.size)
         whole = bool(resolved.rows[found].all())
-        name = named.get(key, places[0]).name + ("#blocks" if whole else "")
+        name = named.get(key, sites_of[0]).name + ("#blocks" if whole else "")
         used[name] = used.get(name, 0) + 1
         blocks = block_of[found]
         groups.append(
             Group(
                 id=name if used[name] == 1 else f"{name}{'' if whole else '#'}{used[name]}",
                 width=int(found.size),
-                sites=tuple(places),
+                sites=tuple(sites_of),
                 blocks=blocks if blocks.max() >= 0 else None,
                 statistics_change=bool(resolved.statistics[found].any()),
                 channels=number[found].copy(),
@@ -199,7 +203,7 @@ def _frozen(sites: SiteRoots, resolved: Resolved) -> tuple[Frozen, ...]:
     for site, raw, produced in sites:
         if not produced:
             continue
-        stuck = raw[(resolved.roots[raw] == 0) & (resolved.outer[raw] == 0).all(axis=1)]
+        stuck = raw[(resolved.roots[raw] == 0) & (resolved.outer.which[raw] == 0)]
         found, counts = np.unique(reason[resolved.components[stuck]], return_counts=True)
         for index, count in zip(found.tolist(), counts.tolist(), strict=True):
             freeze = resolved.freezes[index]

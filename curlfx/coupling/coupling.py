@@ -15,9 +15,9 @@ from torch.fx import Node
 
 from curlfx.coupling.cells import Cells
 from curlfx.coupling.keep import alive_mask
-from curlfx.coupling.nesting import Ints
 from curlfx.coupling.network import Step, network, path
 from curlfx.coupling.propagate import Labelling, Unsupported
+from curlfx.coupling.vectors import Ints
 from curlfx.errors import InvariantError
 from curlfx.graph.traced import TracedModel
 from curlfx.labels.arrays import Arrays, compress

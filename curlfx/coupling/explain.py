@@ -10,6 +10,7 @@ import numpy as np
 from curlfx.coupling.chains import KINDS, Chains, Ints, Pinned, Step
 from curlfx.coupling.coupling import Coupling, GroupId
 from curlfx.coupling.network import site_of
+from curlfx.coupling.vectors import distinct
 
 UNMADE = "no layer computes these channels"
 """Why channels stay that nothing pins: tables and constants are data, not channels of a layer."""
@@ -98,7 +99,7 @@ def places(coupling: Coupling) -> dict[str, Place]:
     found = {}
     for site, data in coupling.graph.nodes(data=True):
         cells = coupling.cells.channels[coupling.cells.number[data["labels"]]]
-        channels = np.unique(cells[cells > 0])
+        channels = distinct(cells[cells > 0])
         numbers, counts = np.unique(group_of[channels], return_counts=True)
         groups = {coupling.groups[n].id: c for n, c in zip(numbers.tolist(), counts.tolist(), strict=True)}
         role: Role = "makes" if data["made"] else "reads" if site.rpartition("[")[0] in makers else "has"

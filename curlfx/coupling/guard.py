@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from curlfx.coupling.nesting import Ints
-from curlfx.coupling.resolve import Resolved, distinct
+from curlfx.coupling.places import Places
+from curlfx.coupling.resolve import Resolved
+from curlfx.coupling.vectors import Ints, distinct
 from curlfx.labels.store import Freeze
 
 _LAST = "nothing would be left of a part of the channels"
 
 
-def unguarded(parts: Sequence[tuple[str, Ints]], classes: Ints, resolved: Resolved) -> list[Freeze]:
+def unguarded(parts: Sequence[tuple[str, Ints]], places: Places, classes: Ints, resolved: Resolved) -> list[Freeze]:
     """Freezes of one channel for every part that the groups do not keep from becoming empty.
 
     Every group keeps a channel of each of its blocks. So a part is safe that holds a channel that stays, all of a
@@ -22,35 +23,46 @@ def unguarded(parts: Sequence[tuple[str, Ints]], classes: Ints, resolved: Resolv
 
     Args:
         parts: FX nodes and the labels ``(n,)`` of an axis.
+        places: The same arrays as sets of channels, maybe with others.
         classes: ``(labels,)`` group of every root, 0 for what stays.
         resolved: Roots and blocks.
     """
     roots = distinct(resolved.roots)
     sizes = np.bincount(classes[roots[roots > 0]], minlength=int(classes.max()) + 1)
-    block_of, widths = _block_numbers(resolved)
+    certain = _certain(places, ((classes, sizes), _block_numbers(resolved)), resolved)
+    asked = sorted(set(places.of[: len(parts)]))
+    number, which = np.divmod(certain, len(resolved.outer.blocks))
+    safe = np.zeros(len(places.first), dtype=bool)
+    safe[number[which == 0]] = True
+    for one in distinct(number[~safe[number]]).tolist():
+        blocks = resolved.outer.blocks[which[number == one]]
+        held = np.bincount(classes[distinct(blocks[blocks > 0])], minlength=sizes.size)
+        safe[one] = ((held == 0) | (held == sizes)).all()
     found: dict[int, str] = {}
-    for node, raw in parts:
-        labels = raw.reshape(-1)
-        if not _safe(labels, classes, sizes, (block_of, widths), resolved):
-            found.setdefault(int(labels[0]), node)
+    for one in asked:
+        if not safe[one]:
+            node, raw = parts[places.first[one]]
+            found.setdefault(int(raw.reshape(-1)[0]), node)
     return [Freeze(torch.tensor([label]), node, _LAST) for label, node in found.items()]
 
 
-def _safe(labels: Ints, classes: Ints, sizes: Ints, blocks: tuple[Ints, Ints], resolved: Resolved) -> bool:
-    own = resolved.roots[labels]
-    around, place = np.unique(resolved.outer[labels], axis=0, return_inverse=True)
-    pairs = distinct(place.reshape(-1) * resolved.roots.size + own)
-    place, own = pairs // resolved.roots.size, pairs % resolved.roots.size
+def _certain(places: Places, wholes: Sequence[tuple[Ints, Ints]], resolved: Resolved) -> Ints:
+    """Sets, times the number of different surroundings, plus surroundings in which something of the set stays.
+
+    Args:
+        places: The sets.
+        wholes: Of groups and of blocks: the number of each root's ``(labels,)``, below 0 for none, and their sizes.
+        resolved: Roots and blocks.
+    """
+    number, codes = places.held
+    own, which = np.divmod(codes, len(resolved.outer.blocks))
+    place = number * len(resolved.outer.blocks) + which
     certain = [place[own == 0]]
-    for numbers, wanted in ((classes, sizes), blocks):
+    for numbers, wanted in wholes:
         counted = (own > 0) & (numbers[own] >= 0)
         keys, count = np.unique(place[counted] * (wanted.size + 1) + numbers[own[counted]], return_counts=True)
         certain.append(keys[count == wanted[keys % (wanted.size + 1)]] // (wanted.size + 1))
-    outer = around[np.concatenate(certain)]
-    if not outer.size or (outer == 0).all(axis=1).any():
-        return bool(len(outer))
-    held = np.bincount(classes[distinct(outer[outer > 0])], minlength=sizes.size)
-    return bool(((held == 0) | (held == sizes)).all())
+    return distinct(np.concatenate(certain))
 
 
 def _block_numbers(resolved: Resolved) -> tuple[Ints, Ints]:

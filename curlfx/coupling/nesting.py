@@ -6,28 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import csr_array
 
-Ints = npt.NDArray[np.int64]
-Edges = tuple[Ints, Ints]
-
-
-@dataclass(frozen=True)
-class Inner:
-    """Free blocks that the entries of a balanced matrix are in, but for those of its rows.
-
-    Attributes:
-        roots: ``(rows, width)`` the root of the block smaller than a row that each entry is in, 0 for none.
-        tangled: Whether some entry is in several of them; ``roots`` then shows one.
-        found: ``(k,)`` all of them.
-        larger: ``(k,)`` blocks that hold whole rows and are not around these rows themselves.
-    """
-
-    roots: Ints
-    tangled: bool
-    found: Ints
-    larger: Ints
+from curlfx.coupling.surroundings import Surroundings, nowhere, surroundings
+from curlfx.coupling.vectors import Edges, Ints, among, distinct
 
 
 @dataclass(frozen=True)
@@ -59,7 +41,7 @@ class Nesting:
         self._child = np.concatenate([none, *(child for child, _ in pairs)])
         self._parent = np.concatenate([none, *(parent for _, parent in pairs)])
         self._cells = np.arange(size)
-        self._above = self._matrix(none, none)
+        self._near = nowhere(size)
         self._stuck: set[int] = set()
 
     def settle(self, cells: Ints) -> list[Edges]:
@@ -71,6 +53,9 @@ class Nesting:
         self._cells = cells
         child, parent = cells[self._child], cells[self._parent]
         apart = (child != parent) & (child != 0) & (parent != 0)
+        if not apart.any():
+            self._near = nowhere(self._size)
+            return []
         direct = self._matrix(child[apart], parent[apart])
         shared = (direct.T @ direct).tocoo()
         sizes = direct.sum(axis=0)
@@ -84,7 +69,10 @@ class Nesting:
         above = step
         while (longer := ((above + above @ step) > 0).astype(np.int64)).nnz > above.nnz:
             above = longer
-        self._above = above.tocsr()
+        found = above.tocsr()
+        found.sort_indices()
+        found = found.tocoo()
+        self._near = surroundings((found.coords[0].astype(np.int64), found.coords[1].astype(np.int64)), self._size)
         return []
 
     def complete(self, projections: Sequence[Edges], products: Sequence[tuple[Ints, ...]]) -> Completion:
@@ -115,7 +103,7 @@ class Nesting:
         _, which, count = np.unique(place // width * self._size + block, return_inverse=True, return_counts=True)
         inner = count[which] < width
         column, outer = self._blocks(shared)
-        wanted = np.unique(
+        wanted = distinct(
             np.concatenate([column * self._size + outer, place[inner] % width * self._size + block[inner]])
         )
         if not wanted.size:
@@ -127,10 +115,10 @@ class Nesting:
     def _complete_product(self, labels: Ints, factors: Sequence[Ints], result: Completion) -> None:
         places = [self._blocks(factor) for factor in factors]
         places += [(np.arange(labels.size), self._cells[factor]) for factor in factors[1:]]
-        wanted = np.unique(np.concatenate([place * self._size + block for place, block in places]))
+        wanted = distinct(np.concatenate([place * self._size + block for place, block in places]))
         self._nest(labels[wanted // self._size], wanted % self._size, result)
         place, block = self._blocks(labels)
-        foreign = ~np.isin(place * self._size + block, wanted)
+        foreign = ~among(place * self._size + block, wanted)
         known = {where.tobytes(): one for one, where in _grouped(wanted % self._size, wanted // self._size)}
         for other, where in _grouped(block[foreign], place[foreign]):
             if where.tobytes() in known:
@@ -143,63 +131,28 @@ class Nesting:
         """Nest cells in blocks that they are not in yet."""
         cells = self._cells[labels]
         place, block = self._blocks(labels)
-        missing = ~np.isin(np.arange(labels.size) * self._size + blocks, place * self._size + block)
+        missing = ~among(np.arange(labels.size) * self._size + blocks, place * self._size + block)
         missing &= (cells != blocks) & (cells != 0) & (blocks != 0)
         if missing.any():
             result.nests.append((cells[missing], blocks[missing]))
 
     def _blocks(self, labels: Ints) -> Edges:
         """Positions in ``labels`` and the cells of all blocks around them."""
-        found = self._above[self._cells[labels]].tocoo()
-        return found.coords[0].astype(np.int64), found.coords[1].astype(np.int64)
+        return self._near.pairs(self._cells[labels])
 
     def around(self, labels: Ints) -> Ints:
         """Cells of all blocks that some of the labels are in ``(k,)``."""
-        return np.unique(self._above[np.unique(self._cells[labels])].indices).astype(np.int64)
+        found = distinct(self._near.blocks[distinct(self._near.which[self._cells[labels]])])
+        return found[found > 0]
 
-    def outer(self, roots: Ints) -> Ints:
-        """Free roots of the blocks of every label ``(labels, depth)``, ascending, 0 for none.
-
-        Shapes: roots ``(labels,)``, 0 where frozen.
-        """
-        cell, block = self._pairs(np.arange(self._size), roots)
-        place = np.arange(cell.size) - np.searchsorted(cell, cell)
-        result = np.zeros((self._size, int(place.max(initial=-1)) + 1), np.int64)
-        result[cell, place] = block
-        return result[self._cells]
-
-    def inner(self, matrix: Ints, around: Ints, roots: Ints) -> Inner | None:
-        """Free blocks in a matrix of labels that its rows do not answer for; None where there are none.
-
-        Shapes: matrix ``(rows, width)``, around ``(rows,)`` labels of the rows, roots ``(labels,)``.
-        """
-        place, block = self._pairs(self._cells[matrix.reshape(-1)], roots)
-        if not place.size:
-            return None
-        key = place // matrix.shape[1] * self._size + block
-        row, outer = self._pairs(self._cells[around], roots, own=True)
-        foreign = ~np.isin(key, row * self._size + outer)
-        _, which, count = np.unique(key, return_inverse=True, return_counts=True)
-        cutting = foreign & (count[which] < matrix.shape[1])
-        larger = np.unique(block[foreign & ~cutting])
-        if not cutting.any() and not larger.size:
-            return None
-        place, block = place[cutting], block[cutting]
-        result = np.zeros(matrix.size, np.int64)
-        result[place] = block
-        return Inner(result.reshape(matrix.shape), np.unique(place).size < place.size, np.unique(block), larger)
-
-    def _pairs(self, cells: Ints, roots: Ints, *, own: bool = False) -> Edges:
-        """Positions in ``cells`` and the free roots around them (``own``: and their own), ascending, each pair once."""
-        found = self._above[cells].tocoo()
-        position, block = found.coords[0].astype(np.int64), roots[found.coords[1]]
-        itself = roots[cells]
-        free = (block != 0) & (block != itself[position])
-        keys = position[free] * self._size + block[free]
-        if own:
-            keys = np.concatenate([keys, np.arange(cells.size) * self._size + itself])
-        keys = np.unique(keys)
-        return keys // self._size, keys % self._size
+    def surroundings(self, roots: Ints) -> Surroundings:
+        """Free blocks around every label but the label's own root. Shapes: roots ``(labels,)``, 0 where frozen."""
+        cell, block = self._near.pairs(np.arange(self._size))
+        block = roots[block]
+        free = (block != 0) & (block != roots[cell])
+        keys = distinct(cell[free] * self._size + block[free])
+        around = surroundings((keys // self._size, keys % self._size), self._size)
+        return Surroundings(around.which[self._cells], around.blocks)
 
     def _matrix(self, row: Ints, column: Ints) -> csr_array:
         ones = np.ones(row.size, np.int64)

@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from curlfx.coupling.chains import BALANCES, KINDS, Bools, Chains, Ints, Link, Step
 from curlfx.coupling.propagate import Labelling
+from curlfx.coupling.vectors import distinct
 from curlfx.errors import KeepError
 
 __all__ = ["Step", "network", "path", "site_of"]
@@ -93,10 +94,10 @@ def _describe(graph: nx.MultiGraph[str], name: str, own: Ints, shown: Ints, chan
     """Note what a node's labels stand for: ``own`` ones are linked, ``shown`` ones ``(n,)`` say which channels."""
     going = free[shown]
     graph.nodes[name].update(
-        labels=np.unique(shown),
+        labels=distinct(shown),
         channels=_numbers(channel_of[shown]),
-        free=np.unique(own[going]),
-        stays=np.unique(shown[~going]),
+        free=distinct(own[going]),
+        stays=distinct(shown[~going]),
     )
 
 
@@ -114,5 +115,5 @@ def _add_edges(graph: nx.MultiGraph[str], link: Link, chains: Chains, channel_of
 
 
 def _numbers(channels: Ints) -> Ints:
-    found = np.unique(channels)
+    found = distinct(channels)
     return found[found > 0]

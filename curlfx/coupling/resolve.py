@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from curlfx.coupling.nesting import Edges, Inner, Ints, Nesting
-from curlfx.labels.store import Balance, Freeze, LabelStore, Tie
+from curlfx.coupling.balances import settle_blocks, unique_balances
+from curlfx.coupling.nesting import Nesting
+from curlfx.coupling.surroundings import Surroundings
+from curlfx.coupling.vectors import Edges, Ints, merged
+from curlfx.labels.compact import Bools
+from curlfx.labels.store import Freeze, LabelStore, Tie
 
 _UNMADE = "no layer computes these channels"
 _JOINED = "joined with channels that have no labels"
 _CROSSING = "blocks of different cuts overlap here"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Resolved:
     """Labels merged into roots.
 
     Attributes:
         roots: ``(labels,)``: for every raw label the smallest label tied to it or aligned with it; 0 where frozen.
-        outer: ``(labels, depth)``: the free roots of the blocks that a label is in, 0 for none.
+        outer: The free roots of the blocks that a label is in.
         components: ``(labels,)``: roots before freezing (used to say why something is frozen).
         freezes: All freezes, those found here included.
         blocks: Disjoint sets of rows: each a matrix ``(blocks, width)`` of roots, equal counts per row required.
@@ -34,51 +35,58 @@ class Resolved:
     """
 
     roots: Ints
-    outer: Ints
+    outer: Surroundings
     components: Ints
     freezes: tuple[Freeze, ...]
     blocks: tuple[Ints, ...]
-    statistics: npt.NDArray[np.bool_]
-    rows: npt.NDArray[np.bool_]
+    statistics: Bools
+    rows: Bools
 
-    def members(self, raw: Ints) -> Ints:
-        """The free roots that decide about some labels, those of their blocks included, ascending ``(k,)``."""
-        found = distinct(np.concatenate([self.roots[raw].reshape(-1), self.outer[raw].reshape(-1)]))
-        return found[found > 0]
+    @cached_property
+    def codes(self) -> Ints:
+        """One number for every root and the blocks around it ``(labels,)``: root times rows of ``outer``, plus row."""
+        return np.asarray(self.roots * len(self.outer.blocks) + self.outer.which)
 
 
 def resolve(store: LabelStore) -> Resolved:
     """Settle a labelling. Ends after finitely many rounds: every round only adds ties or freezes."""
-    ties, freezes = _edges(store.ties)
+    tied, freezes = _edges(store.ties)
     aligned, more = _edges(store.alignments)
-    nesting = Nesting(store.size, [(nest.child.numpy(), nest.parent.numpy()) for nest in store.nests])
     freezes = [*store.freezes, *freezes, *more]
+    cells = merged(np.arange(store.size), tied)
+    components = merged(cells, aligned)
+    made = _reached(store, components)
+    freezes += _stay(np.flatnonzero(~made))
+    nests = [(nest.child.numpy(), nest.parent.numpy()) for nest in store.nests]
+    nesting = Nesting(store.size, [(child[made[child]], parent[made[child]]) for child, parent in nests])
     projections = [(found.matrix.numpy(), found.shared.numpy()) for found in store.projections]
+    projections = [(matrix, shared) for matrix, shared in projections if made[shared].any()]
     products = [tuple(part.numpy() for part in (found.labels, *found.factors)) for found in store.products]
-    balances = _unique_balances(store.balances)
+    products = [product for product in products if made[product[0]].any()]
+    balances = unique_balances(store.balances)
     while True:
-        same = nesting.settle(_components(store.size, ties))
-        if same:
-            ties = _appended(ties, same)
+        ties = nesting.settle(cells)
+        if not ties:
+            exact = nesting.complete(projections, products)
+            freezes.extend(Freeze(torch.from_numpy(labels), "", _CROSSING) for labels in exact.frozen)
+            ties = exact.ties
+            if exact.nests and not ties:
+                continue
+        if ties:
+            cells, components = merged(cells, _joined(ties)), merged(components, _joined(ties))
             continue
-        exact = nesting.complete(projections, products)
-        ties = _appended(ties, exact.ties)
-        freezes.extend(Freeze(torch.from_numpy(labels), "", _CROSSING) for labels in exact.frozen)
-        if exact.ties or exact.nests:
-            continue
-        components = _components(store.size, _appended(ties, [aligned]))
         roots = _freeze(components, _with_blocks(freezes, nesting))
         unmade = _unmade(store, roots, nesting)
         if unmade:
             freezes.extend(unmade)
             continue
-        settled = _settle_blocks(balances, roots, nesting)
+        outer = nesting.surroundings(roots)
+        settled = settle_blocks(balances, roots, outer)
         if not (settled.aligned or settled.frozen or settled.balances):
             break
-        aligned = _appended(aligned, settled.aligned)
+        components = merged(components, _joined(settled.aligned))
         balances.extend(settled.balances)
         freezes.extend(Freeze(torch.from_numpy(labels), "", _CROSSING) for labels in settled.frozen)
-    outer = nesting.outer(roots)
     rows = np.zeros(store.size, dtype=bool)
     for each in store.rows:
         rows[roots[each.numpy()]] = True
@@ -87,7 +95,7 @@ def resolve(store: LabelStore) -> Resolved:
     return Resolved(roots, outer, components, tuple(freezes), settled.blocks, statistics, rows)
 
 
-def _statistics(store: LabelStore, roots: Ints, outer: Ints) -> npt.NDArray[np.bool_]:
+def _statistics(store: LabelStore, roots: Ints, outer: Surroundings) -> Bools:
     """Roots ``(labels,)`` whose removal changes what a normalisation averages over.
 
     A block that holds all of a statistic's channels goes with the statistic, and changes none.
@@ -96,7 +104,8 @@ def _statistics(store: LabelStore, roots: Ints, outer: Ints) -> npt.NDArray[np.b
     for each in store.statistics:
         labels = each.numpy()
         changed[roots[labels]] = True
-        blocks, counts = np.unique(outer[labels], return_counts=True)
+        _, block = outer.pairs(labels)
+        blocks, counts = np.unique(block, return_counts=True)
         changed[blocks[counts < labels.size]] = True
     changed[0] = False
     return changed
@@ -113,23 +122,9 @@ def _with_blocks(freezes: list[Freeze], nesting: Nesting) -> list[Ints]:
     return pinned
 
 
-def distinct(values: Ints) -> Ints:
-    """The different values, ascending ``(k,)``; for the short, mostly sorted vectors here faster than ``np.unique``."""
-    line = np.sort(values, axis=None)
-    return line[np.flatnonzero(np.diff(line, prepend=line[:1] - 1))]
-
-
-def distinct_rows(matrix: Ints) -> Ints:
-    """The different rows of a matrix ``(k, columns)``, by their first element, then by where they came first."""
-    found = {row.tobytes(): index for index, row in reversed(list(enumerate(matrix)))}
-    rows = matrix[sorted(found.values())]
-    return np.asarray(rows[np.argsort(rows[:, 0], kind="stable")])
-
-
 def _edges(ties: list[Tie]) -> tuple[Edges, list[Freeze]]:
     """Ties as two vectors of labels; ties to label 0 come back as freezes."""
-    left: list[Ints] = [np.zeros(0, np.int64)]
-    right: list[Ints] = [np.zeros(0, np.int64)]
+    edges: list[Edges] = []
     freezes = []
     for tie in ties:
         a, b = tie.a.numpy(), tie.b.numpy()
@@ -137,33 +132,13 @@ def _edges(ties: list[Tie]) -> tuple[Edges, list[Freeze]]:
         if not free.all():
             freezes.append(Freeze(torch.from_numpy(np.maximum(a, b)[~free]), tie.node, _JOINED))
             a, b = a[free], b[free]
-        left.append(a)
-        right.append(b)
-    return (np.concatenate(left), np.concatenate(right)), freezes
+        edges.append((a, b))
+    return _joined(edges), freezes
 
 
-def _appended(edges: Edges, more: Sequence[Edges]) -> Edges:
-    return np.concatenate([edges[0], *(pair[0] for pair in more)]), np.concatenate([edges[1], *(p[1] for p in more)])
-
-
-def _unique_balances(balances: list[Balance]) -> list[_Rows]:
-    """Balances without repeated rows, each once."""
-    found: dict[bytes, _Rows] = {}
-    for balance in balances:
-        together = distinct_rows(torch.column_stack([balance.matrix, balance.around]).numpy())
-        if together.shape[0] > 1:
-            key = together.tobytes() + bytes(str(together.shape), "ascii")
-            found.setdefault(key, _Rows(np.ascontiguousarray(together[:, :-1]), together[:, -1]))
-    return list(found.values())
-
-
-def _components(size: int, edges: Edges) -> Ints:
-    """Smallest label of every connected component, for every label."""
-    graph = coo_array((np.ones(edges[0].size, np.int8), edges), shape=(size, size))
-    _, component = connected_components(graph, directed=False)
-    first = np.full(int(component.max()) + 1, size, np.int64)
-    np.minimum.at(first, component, np.arange(size))
-    return np.asarray(first[component], np.int64)
+def _joined(edges: list[Edges]) -> Edges:
+    none = np.zeros(0, np.int64)
+    return np.concatenate([none, *(a for a, _ in edges)]), np.concatenate([none, *(b for _, b in edges)])
 
 
 def _freeze(components: Ints, pinned: list[Ints]) -> Ints:
@@ -179,149 +154,42 @@ def _unmade(store: LabelStore, roots: Ints, nesting: Nesting) -> list[Freeze]:
 
     A block is made when any of its channels is.
     """
+    labels = _makers(store)
     made = np.zeros(roots.size, dtype=bool)
-    for labels in (*store.producers, *store.retired):
-        made[roots[labels.numpy()]] = True
-        made[roots[nesting.around(labels.numpy())]] = True
+    made[roots[labels]] = True
+    made[roots[nesting.around(labels)]] = True
     made[0] = True
-    lonely = np.flatnonzero(~made[roots])
-    return [Freeze(torch.from_numpy(lonely), "", _UNMADE, whole=False)] if lonely.size else []
+    return _stay(np.flatnonzero(~made[roots]))
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """A balance as arrays: ``matrix`` ``(rows, width)`` of labels and the labels ``around`` its rows ``(rows,)``."""
+def _reached(store: LabelStore, components: Ints) -> Bools:
+    """Labels that hang together with something that a layer makes ``(labels,)``; all others stay in any case.
 
-    matrix: Ints
-    around: Ints
-
-
-@dataclass
-class _Settled:
-    """What a round over all balances found: blocks, and what has to be done before the next round."""
-
-    blocks: tuple[Ints, ...] = ()
-    aligned: list[Edges] = field(default_factory=list)
-    balances: list[_Rows] = field(default_factory=list)
-    frozen: list[Ints] = field(default_factory=list)
-
-
-def _settle_blocks(balances: list[_Rows], roots: Ints, nesting: Nesting) -> _Settled:
-    """Blocks that can be kept balanced freely, and alignments for those that cannot.
-
-    A matrix is clean when each row holds distinct free channels and two rows hold the same channels or none in common.
-    Anything else (frozen entries, overlaps, two ways of cutting the same channels) falls back to aligning positions
-    across rows, which keeps every row's count equal whatever is removed.
-
-    Smaller blocks that go whole must leave the rows equal too: they are balanced themselves, or they stay.
+    Tokens, windows and tables of positions are many and in blocks: dropping them early keeps the rest quick.
     """
-    result = _Settled()
-    clean: list[Edges] = []
-    known = {balance.matrix.tobytes() for balance in balances}
-    for balance in balances:
-        raw = balance.matrix
-        matrix, inner = roots[raw], nesting.inner(raw, balance.around, roots)
-        if inner is not None and inner.larger.size:
-            result.frozen.append(inner.larger)
-            continue
-        if (matrix == matrix[:1]).all() and (inner is None or (inner.roots == inner.roots[:1]).all()):
-            continue
-        if inner is not None:
-            smaller = _partition(inner)
-            if smaller is None:
-                result.frozen.append(inner.found)
-            elif smaller.tobytes() not in known:
-                result.balances.append(_Rows(smaller, balance.around))
-        rows = distinct_rows(np.sort(matrix, axis=1))
-        if rows.shape[0] == 1:
-            continue
-        if (matrix != 0).all() and distinct(rows).size == rows.size:
-            clean.append((rows, raw))
-        elif inner is None:
-            result.aligned.append(_columns(raw))
-        else:
-            result.frozen.append(inner.found)
-    result.blocks = tuple(_compatible(clean, result.aligned, roots.size))
-    return result
+    links = [(nest.child.numpy(), nest.parent.numpy()) for nest in store.nests]
+    for projection in store.projections:
+        matrix = projection.matrix.numpy()
+        links.append((matrix.reshape(-1), np.broadcast_to(projection.shared.numpy(), matrix.shape).reshape(-1)))
+    for product in store.products:
+        links += [(product.labels.numpy(), factor.numpy()) for factor in product.factors]
+    together = merged(components, _joined([_nonzero(link) for link in links]))
+    reached = np.zeros(store.size, dtype=bool)
+    reached[together[_makers(store)]] = True
+    reached[0] = True
+    return np.asarray(reached[together])
 
 
-def _partition(inner: Inner) -> Ints | None:
-    """Blocks ``(rows, count)`` that divide every row of a matrix into as many equal parts; None where they do not."""
-    if inner.tangled or (inner.roots == 0).any():
-        return None
-    parts = [np.unique(row, return_counts=True) for row in inner.roots]
-    same = all(found.size == parts[0][0].size and (count == parts[0][1][0]).all() for found, count in parts)
-    return np.stack([found for found, _ in parts]) if same else None
+def _nonzero(edges: Edges) -> Edges:
+    a, b = edges
+    free = (a != 0) & (b != 0)
+    return a[free], b[free]
 
 
-def _columns(raw: Ints) -> Edges:
-    """Matches of every row to the first one, position by position."""
-    first = np.broadcast_to(raw[:1], raw.shape)
-    return raw[1:].reshape(-1), np.ascontiguousarray(first[1:]).reshape(-1)
+def _makers(store: LabelStore) -> Ints:
+    """Labels that layers make, or made before their axis got others ``(k,)``."""
+    return np.concatenate([np.zeros(0, np.int64), *(made.numpy() for made in (*store.producers, *store.retired))])
 
 
-def _compatible(clean: list[Edges], ties: list[Edges], size: int) -> list[Ints]:
-    """One set of blocks per set of channels, the finest cut.
-
-    A cut whose rows are made of whole blocks of a finer one (q, k, v made of heads) holds as soon as all these blocks
-    keep equal counts, so their sets become one. Cuts that overlap in any other way are aligned instead.
-    """
-    cuts = _Cuts(size)
-    for rows, raw in sorted(clean, key=lambda cut: (cut[0].shape[1], -cut[0].shape[0])):
-        if not cuts.add(rows, raw):
-            ties.append(_columns(raw))
-            ties.extend(_columns(other) for other in cuts.raws_on(rows))
-    return [blocks for blocks in cuts.blocks if blocks is not None]
-
-
-class _Cuts:
-    """Disjoint sets of blocks, with the matrices that asked for them.
-
-    Args:
-        size: Number of labels.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.blocks: list[Ints | None] = []
-        self._raws: list[list[Ints]] = []
-        self._owner = np.full(size, -1, np.int64)
-        self._row = np.full(size, -1, np.int64)
-
-    def raws_on(self, rows: Ints) -> list[Ints]:
-        """The matrices behind every set of blocks that shares channels with ``rows``."""
-        owners = distinct(self._owner[rows])
-        return [raw for owner in owners[owners >= 0].tolist() for raw in self._raws[owner]]
-
-    def add(self, rows: Ints, raw: Ints) -> bool:
-        """Take one more cut ``(blocks, width)``; False where it does not fit to those before, and nothing changes."""
-        owner = self._owner[rows]
-        owners = distinct(owner)
-        known = owners[owners >= 0].tolist()
-        found = [blocks for index in known if (blocks := self.blocks[index]) is not None]
-        fresh = rows[(owner < 0).all(axis=1)]
-        if found:
-            widths = {blocks.shape[1] for blocks in found}
-            taken = rows[(owner >= 0).all(axis=1)]
-            if len(widths) > 1 or len(taken) + len(fresh) < len(rows) or not self._whole(taken, min(widths)):
-                return False
-            if len(fresh) and rows.shape[1] != min(widths):
-                return False
-        for index in known:
-            self.blocks[index] = None
-        joined = [*found, fresh] if len(fresh) else found
-        self._put(np.concatenate(joined), [raw, *(each for index in known for each in self._raws[index])])
-        return True
-
-    def _whole(self, rows: Ints, width: int) -> bool:
-        """Whether every row is made of whole blocks of that width."""
-        if rows.shape[1] % width:
-            return False
-        place = self._owner[rows] * self._row.size + self._row[rows]
-        counts = [distinct(line).size for line in place]
-        return all(count * width == rows.shape[1] for count in counts)
-
-    def _put(self, blocks: Ints, raws: list[Ints]) -> None:
-        self._owner[blocks] = len(self.blocks)
-        self._row[blocks] = np.arange(len(blocks))[:, None]
-        self.blocks.append(blocks)
-        self._raws.append(raws)
+def _stay(labels: Ints) -> list[Freeze]:
+    return [Freeze(torch.from_numpy(labels), "", _UNMADE, whole=False)] if labels.size else []

@@ -71,3 +71,13 @@ def rows(array: Tensor) -> Tensor:
 def empty_like_axis(size: int, ndim: int, axis: int) -> Tensor:
     """An all-frozen array (label 0) that varies in shape along ``axis`` only."""
     return along(torch.zeros(size, dtype=torch.int64), ndim, axis)
+
+
+def different_rows(matrix: Tensor) -> tuple[int, Tensor]:
+    """How many different rows ``(rows, width)`` has, and which of them, in order, each one is ``(rows,)``."""
+    values, which = torch.unique(matrix[:, 0], return_inverse=True)
+    first = torch.zeros(len(values), dtype=torch.int64)
+    first[which] = torch.arange(len(matrix))
+    if len(values) < len(matrix) and not torch.equal(matrix, matrix[first[which]]):
+        values, which = torch.unique(matrix, dim=0, return_inverse=True)
+    return len(values), which

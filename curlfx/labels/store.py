@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from curlfx.labels.arrays import along, compress, first_along, rows, support
+from curlfx.labels.arrays import along, compress, different_rows, first_along, rows, support
 
 
 @dataclass(frozen=True)
@@ -198,8 +198,8 @@ class LabelStore:
         while len(axes := support(array)) > 1:
             outer = self._parent(array).narrow(axes[-1], 0, 1)
             if not bool((outer != 0).all()) or not self._names_blocks(array, outer):
-                different, which = torch.unique(rows(array), dim=0, return_inverse=True)
-                labels = self.fresh(len(different), node, axes[-2], parameter=False)
+                count, which = different_rows(rows(array))
+                labels = self.fresh(count, node, axes[-2], parameter=False)
                 self.rows.append(labels)
                 outer = labels[which].reshape(outer.shape)
                 self.nest(array, outer, node)
@@ -224,7 +224,7 @@ class LabelStore:
         """Whether ``known`` tells the blocks of an array apart: one label for each, and another for every other."""
         if not bool((self._parent(array) == known).all()):
             return False
-        return len(torch.unique(rows(array), dim=0)) == len(torch.unique(known))
+        return different_rows(rows(array))[0] == len(torch.unique(known))
 
     def _parent(self, labels: Tensor) -> Tensor:
         """The block that each label was first said to be in, 0 for none."""

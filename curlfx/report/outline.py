@@ -18,6 +18,7 @@ from torch.fx import Node
 
 from curlfx.coupling import Coupling, Place, places
 from curlfx.coupling.chains import TIES, Chains
+from curlfx.coupling.vectors import distinct
 from curlfx.graph.source import where
 from curlfx.report.inspection import block_count
 
@@ -182,7 +183,7 @@ def _joins(coupling: Coupling, lanes_of: Mapping[str, tuple[str, ...]]) -> list[
             continue
         for side in (link.a[apart], link.b[apart]):
             channels = channel_of[side]
-            free = [str(lane) for lane in dict.fromkeys(by_channel[np.unique(channels[channels > 0])])]
+            free = [str(lane) for lane in dict.fromkeys(by_channel[distinct(channels[channels > 0])])]
             sites = {chains.title(int(label)) for label in _one_per_owner(chains, side[channels == 0])}
             stuck = [lane for site in sorted(sites) for lane in lanes_of[site] if lane.startswith(STAYS)]
             found.setdefault(node.name, []).extend((*free, *stuck))

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from curlfx.coupling.resolve import distinct, distinct_rows, resolve
+from curlfx.coupling.places import Places
+from curlfx.coupling.resolve import resolve
+from curlfx.coupling.vectors import distinct, distinct_rows
 from curlfx.labels.store import LabelStore
 
 
@@ -116,10 +118,10 @@ def test_a_block_has_a_label_and_its_channels_go_with_it():
     store, (a,) = labelled(6)
     (heads,) = store.blocks(a.reshape(2, 3), "view")
     resolved = resolve(store)
-    assert resolved.outer[a.numpy()].tolist() == [[7], [7], [7], [8], [8], [8]]
+    assert resolved.outer.around(a.numpy()).tolist() == [[7], [7], [7], [8], [8], [8]]
     assert resolved.roots[heads.numpy()].reshape(-1).tolist() == [7, 8]
     assert np.flatnonzero(resolved.rows).tolist() == [7, 8]
-    assert resolved.members(a[:2].numpy()).tolist() == [1, 2, 7]
+    assert Places([a[:2].numpy()], resolved).members[1].tolist() == [1, 2, 7]
 
 
 def test_aligned_channels_stay_alike_in_blocks_that_go_by_themselves():
@@ -129,8 +131,8 @@ def test_aligned_channels_stay_alike_in_blocks_that_go_by_themselves():
     store.tie(shared.reshape(-1), b, "mul")
     resolved = resolve(store)
     assert resolved.roots[a.numpy()].tolist() == resolved.roots[b.numpy()].tolist() * 2
-    assert resolved.outer[b.numpy()].tolist() == [[0]] * 3
-    assert len(set(resolved.outer[a.numpy()].reshape(-1).tolist())) == 2
+    assert resolved.outer.around(b.numpy()).tolist() == [[0]] * 3
+    assert len(set(resolved.outer.around(a.numpy()).reshape(-1).tolist())) == 2
 
 
 def test_two_cuts_into_the_same_blocks_are_one():
@@ -148,7 +150,7 @@ def test_small_blocks_go_with_the_large_ones_around_them():
     store.nest(a.reshape(4, 2), small.reshape(4, 1), "view_1")
     store.balance(a.reshape(4, 2), small.reshape(4, 1), "view_1")
     resolved = resolve(store)
-    assert resolved.outer[a.numpy()].tolist() == [[9, 11]] * 2 + [[9, 12]] * 2 + [[10, 13]] * 2 + [[10, 14]] * 2
+    assert resolved.outer.around(a.numpy()).tolist() == [[9, 11]] * 2 + [[9, 12]] * 2 + [[10, 13]] * 2 + [[10, 14]] * 2
     assert [[11, 12], [13, 14]] in [blocks.tolist() for blocks in resolved.blocks]
 
 

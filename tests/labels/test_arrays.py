@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from curlfx.labels.arrays import align, along, compress, empty_like_axis, first_along, flat, rows, support
+from curlfx.labels.arrays import (
+    align,
+    along,
+    compress,
+    different_rows,
+    empty_like_axis,
+    first_along,
+    flat,
+    rows,
+    support,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,3 +67,12 @@ def test_rows_end_in_the_innermost_varying_axis():
 def test_an_axis_without_labels():
     array = empty_like_axis(3, 4, 1)
     assert (array.shape, array.dtype, int(array.abs().sum())) == ((1, 3, 1, 1), torch.int64, 0)
+
+
+@pytest.mark.parametrize("rows", [[[3, 4], [1, 2]], [[3, 4], [1, 2], [3, 4]], [[3, 4], [3, 5], [1, 2], [3, 4]]])
+def test_different_rows(rows):
+    matrix = torch.tensor(rows)
+    values, which = torch.unique(matrix, dim=0, return_inverse=True)
+    count, found = different_rows(matrix)
+    assert count == len(values)
+    assert found.tolist() == which.tolist()
