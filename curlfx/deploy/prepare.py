@@ -7,6 +7,7 @@ from curlfx.passes.fold_batch_norm import FoldBatchNorm
 from curlfx.passes.functionalise import Functionalise
 from curlfx.passes.pipeline import run
 from curlfx.passes.scrub_denormals import ScrubDenormals
+from curlfx.passes.write_out_adaptive_pooling import WriteOutAdaptivePooling
 from curlfx.passes.write_out_attention import WriteOutAttention
 
 
@@ -21,4 +22,4 @@ def prepare(traced: TracedModel) -> TracedModel:
     return run(traced, _PASSES, own_weights=False)[0]
 
 
-_PASSES = (FoldBatchNorm(), ScrubDenormals(), Functionalise(), WriteOutAttention())
+_PASSES = (FoldBatchNorm(), ScrubDenormals(), Functionalise(), WriteOutAttention(), WriteOutAdaptivePooling())
