@@ -14,8 +14,11 @@ thread; a row that is on record is not measured again, so that a run that was in
 import argparse
 import fnmatch
 import json
+import math
 import multiprocessing
 import os
+import resource
+import signal
 import sys
 import tempfile
 import time
@@ -30,6 +33,7 @@ from zoo import Entry
 from zoos import NEEDS, ZOOS, missing
 
 FOLDER = Path(__file__).parent / "results"
+_BUSY = 10  # wall-clock seconds allowed per CPU second: enough for a busy machine, and nothing waits for ever
 _PRELOAD = ("curlfx", "curlfx.passes.pipeline", "torch.export", "torch._dynamo", "onnxruntime", "coverage_row")
 
 
@@ -47,24 +51,37 @@ def in_own_process(name: str, arguments: argparse.Namespace) -> Row:
     )
     context = multiprocessing.get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_worker, args=(arguments.zoo, name, settings, sender))
+    process = context.Process(target=_worker, args=(arguments.zoo, name, settings, sender, arguments.timeout))
     process.start()
     sender.close()
     row: Row = {"model": name, "zoo": arguments.zoo, "kind": ""}
-    found = receiver.poll(arguments.timeout)
+    found = receiver.poll(arguments.timeout * _BUSY)
     try:
-        row = receiver.recv() if found else row | {"failure": f"no result after {arguments.timeout} s"}
+        row = receiver.recv() if found else row | {"failure": f"no result after {arguments.timeout * _BUSY:g} s"}
     except EOFError:
         process.join()
-        row["failure"] = f"process ended with {process.exitcode}"
+        row["failure"] = why_ended(process.exitcode, arguments.timeout)
     process.join(30 if found else 0)
     process.kill()
     process.join()
     return row
 
 
-def _worker(zoo: str, name: str, settings: Settings, sender: Connection) -> None:
+def limit_cpu(seconds: float) -> None:
+    """Let the system end this process once it has computed that much longer; waiting for the processor is free."""
+    limit = math.ceil(time.process_time() + seconds)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+
+
+def why_ended(code: int | None, seconds: float) -> str:
+    """What to say of a process that sent no row."""
+    return f"no result after {seconds:g} s of CPU time" if code == -signal.SIGXCPU else f"process ended with {code}"
+
+
+def _worker(zoo: str, name: str, settings: Settings, sender: Connection, seconds: float) -> None:
     """One row, sent to the parent; what libraries print is dropped unless asked for."""
+    limit_cpu(seconds)
     with tempfile.TemporaryFile("w+") as said, redirect_stdout(said):
         entry = ZOOS[zoo]()[name]
         if settings.verbose:
@@ -108,7 +125,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--record", type=Path, help="finished rows, one JSON object per line (default: in results/)")
     parser.add_argument("--fresh", action="store_true", help="measure the chosen models again")
     parser.add_argument("--retry", action="store_true", help="measure the chosen models that failed again")
-    parser.add_argument("--timeout", type=float, default=3600, help="seconds per model")
+    parser.add_argument("--timeout", type=float, default=600, help="CPU seconds per model (default 600)")
     parser.add_argument("--json", action="store_true", help="print rows as JSON instead of a table")
     parser.add_argument("--out", type=Path, help="write table and summary to this Markdown file too")
     parser.add_argument("--gaps", type=Path, help="write what is in the way, most frequent first, to this file")

@@ -97,7 +97,7 @@ def _measure(entry: Entry, row: Row, watch: Stopwatch, settings: Settings) -> No
     from trial import random_keep, randomise
 
     from curlfx.coupling import couple
-    from curlfx.graph import trace
+    from curlfx.graph import propagate, trace
     from curlfx.passes.pipeline import run
     from curlfx.passes.slim import Slim
 
@@ -108,6 +108,9 @@ def _measure(entry: Entry, row: Row, watch: Stopwatch, settings: Settings) -> No
         traced = trace(module, inputs)
     del module
     row.update(nodes=len(traced.graph.nodes), notes=list(traced.notes))
+    row["lower_inside"] = lower_floats(traced)
+    if row["lower_inside"]:  # compared in float64 throughout: float types that are written in the graph follow a cast
+        propagate(traced.to(torch.float32).to(torch.float64))
     with watch("couple"):
         coupling = couple(traced)
     row.update(
@@ -128,7 +131,7 @@ def _measure(entry: Entry, row: Row, watch: Stopwatch, settings: Settings) -> No
     del traced
     if settings.onnx:
         with watch("export"):
-            row["torch_vs_onnx"] = onnx_error(slim.to(torch.float32), tuple(x.float() for x in inputs))
+            _compare_onnx(row, slim.to(torch.float32), tuple(x.float() for x in inputs))
         if row["torch_vs_onnx"] > ONNX_TOLERANCE:
             row.setdefault("failure", f"export: onnxruntime differs by {row['torch_vs_onnx']:.1e}")
 
@@ -163,8 +166,47 @@ def _verify(row: Row, traced: Any, coupling: Any, keep: Any, slim: Any, inputs: 
         row["failure"] = f"verify: removing channels changes the output by {row['effect']:.1e} only; nothing was tested"
 
 
-def onnx_error(slim: Any, inputs: tuple[Any, ...]) -> float:
-    """Worst relative difference between torch and onnxruntime at the example batch and at batch 1, float32."""
+def lower_floats(traced: Any) -> list[str]:
+    """Float types, lower than the network's own, in which a network computes on its inputs ("float32" in float64).
+
+    A table that is computed in a lower type and depends on no input does not count: it is the same in both networks
+    that are compared.
+    """
+    import torch
+
+    own = {parameter.dtype for parameter in traced.module.parameters() if parameter.is_floating_point()}
+    finest = min((torch.finfo(one).eps for one in own), default=0.0)
+    found: set[str] = set()
+    reached = set(traced.graph.find_nodes(op="placeholder"))
+    for node in traced.graph.nodes:
+        if reached.isdisjoint(node.all_input_nodes):
+            continue
+        reached.add(node)
+        value = node.meta.get("val")
+        is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+        if is_float and torch.finfo(value.dtype).eps > finest > 0:
+            found.add(str(value.dtype).removeprefix("torch."))
+    return sorted(found)
+
+
+def _compare_onnx(row: Row, slim: Any, inputs: tuple[Any, ...]) -> None:
+    """Export and compare; where the network cannot be exported for any batch size, for the size of the example."""
+    from curlfx.errors import ModelError
+
+    try:
+        row["torch_vs_onnx"] = onnx_error(slim, inputs, dynamic_batch=slim.dynamic_batch)
+    except ModelError as refused:
+        if not slim.dynamic_batch:
+            raise
+        row["torch_vs_onnx"] = onnx_error(slim, inputs, dynamic_batch=False)
+        row["fixed_batch"] = str(refused)[:300]
+
+
+def onnx_error(slim: Any, inputs: tuple[Any, ...], *, dynamic_batch: bool) -> float:
+    """Worst relative difference between torch and onnxruntime, float32.
+
+    At the example batch, and at batch 1 where the file takes any.
+    """
     import onnxruntime
     import torch
     from trial import flatten_outputs, relative_error
@@ -174,14 +216,14 @@ def onnx_error(slim: Any, inputs: tuple[Any, ...]) -> float:
     module = slim.module.eval()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slim.onnx"
-        export_onnx(prepare(slim).module, inputs, path)
+        export_onnx(prepare(slim).module, inputs, path, dynamic_batch=dynamic_batch)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         names = [value.name for value in session.get_inputs()]
         worst = 0.0
-        for batch in (len(inputs[0]), 1):
+        for batch in (len(inputs[0]), *([1] if dynamic_batch else [])):
             fed = [x[:batch].contiguous() for x in inputs]
             with torch.no_grad():
                 expected = flatten_outputs(module(*fed))

@@ -34,6 +34,8 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "torch vs onnx": lambda row: scientific(row.get("torch_vs_onnx")),
     **{f"{stage} s": lambda row, stage=stage: fixed(row.get("seconds", {}).get(stage)) for stage in STAGES},
     "GiB": lambda row: fixed(row.get("peak_gib"), 1),
+    "float": lambda row: ", ".join(f"{name} inside" for name in row.get("lower_inside", ())),
+    "batch": lambda row: "fixed" if "fixed_batch" in row else "",
     "statistics": lambda row: f"{row['statistics_change']} groups" if row.get("statistics_change") else "",
     "result": lambda row: f"FAIL {row['failure']}" if "failure" in row else "ok",
 }
@@ -75,6 +77,12 @@ def _errors(rows: Sequence[Row]) -> list[str]:
                 f"Gated vs slim, {len(rows_of_kind)} models {words} normalisation across free channels: "
                 f"worst {worst['gated_vs_slim']:.1e} ({worst['model']})."
             )
+    lower = [row["model"] for row in rows if row.get("lower_inside")]
+    if lower:
+        lines.append(f"Compute partly in a lower float type, compared in float64 throughout: {', '.join(lower)}.")
+    fixed_batch = [row["model"] for row in rows if "fixed_batch" in row]
+    if fixed_batch:
+        lines.append(f"Exported for the example's batch size only: {', '.join(fixed_batch)}.")
     onnx = [row for row in rows if "torch_vs_onnx" in row]
     if onnx:
         worst = max(onnx, key=lambda row: float(row["torch_vs_onnx"]))

@@ -17,10 +17,6 @@ import curlfx
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-UNSEEN = {
-    "onnxscript": "torch.onnx.export(dynamo=True) imports it",
-}
-"""Declared dependencies that no file of ours imports, with what does."""
 ALONG = {"google": "protobuf, which onnx is made of", "pydantic_core": "the errors of pydantic"}
 """Modules that come with a declared dependency and are part of its interface."""
 OTHER_NAMES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
@@ -137,7 +133,7 @@ def test_dependencies_are_those_that_are_used() -> None:
     used = {OTHER_NAMES.get(name, name) for name in declared()}
     extra = {"timm"}
     assert imported() - used - extra == set(ALONG)
-    assert used - imported() == set(UNSEEN)
+    assert used - imported() == set()
 
 
 @pytest.mark.parametrize("name", ["main", "tests"])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from curlfx.deploy.model_file import PROTOBUF_LIMIT, OnnxFile, check_onnx, describe
+from curlfx.deploy.repair import repair
 from curlfx.errors import ConfigError, InvariantError, ModelError
 from curlfx.files import unwritable, write_bytes
 
@@ -57,6 +58,7 @@ def export_onnx(
         raise unwritable(path, FileNotFoundError(errno.ENOENT, f"no folder {path.parent}"))
     module, inputs = _ready(module, tuple(example_inputs), dynamic_batch=dynamic_batch)
     program = _translate(module, inputs, wanted, dynamic_batch=dynamic_batch)
+    repair(program.model)
     _name_outputs(program)
     if program.model.opset_imports.get("") != wanted:
         found = program.model.opset_imports.get("")

@@ -1,6 +1,8 @@
 """What the coverage table says of its rows, and which models the command line chooses."""
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -144,3 +146,82 @@ def test_networks_by_hand_run():
         with torch.no_grad():
             output = entry.build().double().eval()(*entry.inputs(2))
         assert torch.isfinite(output).all(), entry.name
+
+
+def test_cpu_seconds_are_limited():
+    program = "import coverage; coverage.limit_cpu(0.5)\nwhile True: pass"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=FOLDER, check=False, env={"OMP_NUM_THREADS": "1"})
+    assert ended.returncode == -signal.SIGXCPU
+
+
+def test_what_is_said_of_a_process_that_ended():
+    from coverage import parse, why_ended
+
+    assert parse([]).timeout == 600
+    assert why_ended(-signal.SIGXCPU, 600.0) == "no result after 600 s of CPU time"
+    assert why_ended(-9, 600.0) == "process ended with -9"
+
+
+def in_its_own_types(module):
+    import torch
+    from coverage_row import lower_floats
+
+    from curlfx.graph import trace
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, dtype=torch.float64)
+    return lower_floats(trace(module.double(), (x,)))
+
+
+def test_lower_floats():
+    import torch
+    from torch import nn
+
+    class Inside(nn.Linear):
+        """The mean is taken in single precision, as some normalisations do."""
+
+        def forward(self, x):
+            return super().forward(x) - x.float().mean(-1, keepdim=True).double()
+
+    class Table(nn.Linear):
+        """What depends on no input is computed in single precision, as tables of positions are."""
+
+        def forward(self, x):
+            return super().forward(x) + torch.linspace(0, 1, 4, dtype=torch.float32).sin().double()
+
+    class Half(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.bfloat16().float().double())
+
+    assert in_its_own_types(nn.Linear(4, 4)) == []
+    assert in_its_own_types(Inside(4, 4)) == ["float32"]
+    assert in_its_own_types(Table(4, 4)) == []
+    assert in_its_own_types(Half(4, 4)) == ["bfloat16", "float32"]
+
+
+def test_lower_floats_follow_the_network_up():
+    import torch
+    from coverage_row import lower_floats
+    from torch import nn
+
+    from curlfx.graph import propagate, trace
+
+    class Inside(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) - x.float().mean(-1, keepdim=True)
+
+    traced = trace(Inside(4, 4).double(), (torch.randn(2, 4, dtype=torch.float64),))
+    traced.to(torch.float32).to(torch.float64)
+    propagate(traced)
+    assert lower_floats(traced) == []
+
+
+def test_table_and_summary_say_what_was_special():
+    from coverage_table import summary, table
+
+    rows = [row("plain", 90, {}), row("mixed", 90, {}, lower_inside=["float32"], fixed_batch="no counterpart")]
+    assert "float32 inside" in table(rows).splitlines()[-1]
+    assert "fixed" in table(rows).splitlines()[-1]
+    lines = "\n".join(summary(rows))
+    assert "lower float type, compared in float64 throughout: mixed." in lines
+    assert "Exported for the example's batch size only: mixed." in lines
