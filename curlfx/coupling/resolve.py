@@ -56,7 +56,6 @@ def resolve(store: LabelStore) -> Resolved:
     cells = merged(np.arange(store.size), tied)
     components = merged(cells, aligned)
     made = _reached(store, components)
-    freezes += _stay(np.flatnonzero(~made))
     nests = [(nest.child.numpy(), nest.parent.numpy()) for nest in store.nests]
     nesting = Nesting(store.size, [(child[made[child]], parent[made[child]]) for child, parent in nests])
     projections = [(found.matrix.numpy(), found.shared.numpy()) for found in store.projections]
@@ -159,7 +158,8 @@ def _unmade(store: LabelStore, roots: Ints, nesting: Nesting) -> list[Freeze]:
     made[roots[labels]] = True
     made[roots[nesting.around(labels)]] = True
     made[0] = True
-    return _stay(np.flatnonzero(~made[roots]))
+    lonely = np.flatnonzero(~made[roots])
+    return [Freeze(torch.from_numpy(lonely), "", _UNMADE, whole=False)] if lonely.size else []
 
 
 def _reached(store: LabelStore, components: Ints) -> Bools:
@@ -189,7 +189,3 @@ def _nonzero(edges: Edges) -> Edges:
 def _makers(store: LabelStore) -> Ints:
     """Labels that layers make, or made before their axis got others ``(k,)``."""
     return np.concatenate([np.zeros(0, np.int64), *(made.numpy() for made in (*store.producers, *store.retired))])
-
-
-def _stay(labels: Ints) -> list[Freeze]:
-    return [Freeze(torch.from_numpy(labels), "", _UNMADE, whole=False)] if labels.size else []
