@@ -13,7 +13,7 @@ import torch
 from benchmarks.trial import relative_error
 from curlfx.cost import CostModel, macs, params
 from curlfx.coupling import Coupling
-from curlfx.deploy import export_onnx, parity
+from curlfx.deploy import export_onnx, parity, prepare
 from curlfx.graph import TracedModel
 from tests.networks.composed import Recipe
 from tests.oracles import Keep, Laboratory
@@ -120,9 +120,9 @@ def _compared(laboratory: Laboratory, recipe: Recipe, keep: Keep, seen: Examinat
 
 def _exported(slim: TracedModel, recipe: Recipe) -> float:
     """Error of the exported file in onnxruntime, in float32, at the batch size of the trace and another."""
-    module = copy.deepcopy(slim.module).float()
+    prepared, module = (copy.deepcopy(network.module).float() for network in (prepare(slim), slim))
     inputs = tuple(x.float() for x in recipe.inputs())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slim.onnx"
-        export_onnx(module, inputs, path)
+        export_onnx(prepared, inputs, path)
         return parity(module, path, inputs, (2, 3), threads=1).worst
