@@ -9,6 +9,11 @@ from types import MappingProxyType
 from curlfx.errors import ConfigError
 from curlfx.recovery.settings import TrainSettings
 
+UNREFINED = TrainSettings(
+    epochs=0, batch_size=32, lr=1e-4, nesterov=False, weight_decay=4e-5, decay_vectors=True, temperature=1.0
+)
+"""The second training of CURL's code, but for its 16 epochs."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -23,15 +28,7 @@ class Recipe:
 
     train: TrainSettings
     expand: bool = False
-    refine: TrainSettings = TrainSettings(
-        epochs=0,
-        batch_size=32,
-        lr=1e-4,
-        nesterov=False,
-        weight_decay=4e-5,
-        decay_vectors=True,
-        temperature=1.0,
-    )
+    refine: TrainSettings = UNREFINED
     expand_refine: bool = True
 
     def on(self, *, seed: int, device: str) -> Recipe:
@@ -56,7 +53,7 @@ _SMALL = replace(_LARGE, epochs=150, batch_size=32, lr=0.01, distillation=0.7, t
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "distillation": Recipe(_QUICK),
-        "curl": Recipe(_SMALL, refine=replace(Recipe(_SMALL).refine, epochs=16)),
+        "curl": Recipe(_SMALL, refine=replace(UNREFINED, epochs=16)),
         "curl-large": Recipe(_LARGE),
     }
 )

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,9 +25,9 @@ Logits = NDArray[np.float32]
 class SoftLabels:
     """Trainable logits ``(N, K)`` float32, in memory or mapped from a file.
 
-    With a ``path`` like ``refine.pt``, the labels after epoch e are ``refine.labels-e.npy`` beside it. An epoch works on
-    a copy that gets its name when the epoch is over; the one before is kept until `forget`. So whatever moment a process
-    dies at, the labels that belong to the checkpoint at ``path`` are there.
+    With a ``path`` like ``refine.pt``, the labels after epoch e are ``refine.labels-e.npy`` beside it. An epoch works
+    on a copy that gets its name when the epoch is over; the one before is kept until `forget`. So whenever a process
+    dies, the labels that belong to the checkpoint at ``path`` are there.
 
     Args:
         path: Checkpoint of the training; None keeps the labels in memory.
@@ -134,9 +135,9 @@ def teacher_logits(teacher: nn.Module, loader: Loader, *, device: str = "auto") 
     return values
 
 
-def _mapped(path: Path, mode: str = "r") -> np.memmap[tuple[int, ...], np.dtype[np.float32]]:
+def _mapped(path: Path, mode: Literal["r", "r+"] = "r") -> np.memmap[tuple[int, ...], np.dtype[np.float32]]:
     try:
-        values = np.load(path, mmap_mode=mode, allow_pickle=False)  # type: ignore[call-overload]
+        values = np.load(path, mmap_mode=mode, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise WeightsError(
             f"{path}: cannot read the soft labels ({error}); delete the checkpoint beside it to start afresh"
