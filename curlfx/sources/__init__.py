@@ -5,6 +5,7 @@ from curlfx.sources.detection import detection_forward, forward_for
 from curlfx.sources.fit import check_fit, class_scores
 from curlfx.sources.images import Augmentation, Loader, Normalisation
 from curlfx.sources.models import input_shape, load_model
+from curlfx.sources.offline import write_expanded
 from curlfx.sources.source import DataRequest, DataSource
 from curlfx.sources.weights import load_weights, read_weights
 
@@ -23,4 +24,5 @@ __all__ = [
     "load_model",
     "load_weights",
     "read_weights",
+    "write_expanded",
 ]
