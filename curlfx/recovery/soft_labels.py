@@ -138,7 +138,7 @@ def teacher_logits(teacher: nn.Module, loader: Loader, *, device: str = "auto") 
 def _mapped(path: Path, mode: Literal["r", "r+"] = "r") -> np.memmap[tuple[int, ...], np.dtype[np.float32]]:
     try:
         values = np.load(path, mmap_mode=mode, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise WeightsError(
             f"{path}: cannot read the soft labels ({error}); delete the checkpoint beside it to start afresh"
         ) from error

@@ -106,13 +106,9 @@ def _check(images: Images, where: str) -> None:
     elif isinstance(images, StreamedImages) and isinstance(images.reader, FolderReader):
         channels = images.reader.shape[0]
     else:
-        raise DataError(
-            f"{where}: only pixels in memory or in files can be written; expand these as they are trained on"
-        )
+        raise DataError(f"{where}: only pixels in memory or in files can be written; train on data.expanded() instead")
     if channels not in MODES:
-        raise DataError(
-            f"{where}: {channels} channels do not fit a PNG file, 1 or 3 do; expand them as they are trained on"
-        )
+        raise DataError(f"{where}: {channels} channels fit no PNG file, 1 or 3 do; train on data.expanded() instead")
 
 
 def _version(images: Images, number: int, seed: int) -> Tensor:
