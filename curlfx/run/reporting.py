@@ -55,7 +55,8 @@ def _fault(summary: Any) -> str | None:
         if first["type"] == "missing":
             return f"key '{key}' is missing"
         return f"key '{key}' = {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-    return None if "accuracy_before" in summary["recovery"] else "key 'recovery.accuracy_before' is missing"
+    missing = [key for key in ("accuracy_before", "accuracy_after") if key not in summary["recovery"]]
+    return f"key 'recovery.{missing[0]}' is missing" if missing else None
 
 
 def write_page(directory: RunDirectory) -> None:

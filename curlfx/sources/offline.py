@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from curlfx.errors import DataError, OutputError
-from curlfx.files import unwritable, write_bytes, written
+from curlfx.files import unwritable, write_bytes
 from curlfx.sources.expansion import VERSIONS, Expansion
 from curlfx.sources.folder import MODES, FolderReader, opened
 from curlfx.sources.images import ArrayImages, Images
@@ -50,10 +51,11 @@ def write_expanded(data: DataSource, folder: Path, *, seed: int = 0) -> int:
         for stem, number in _numbers(len(images.labels), expand=split == "train"):
             label = int(images.labels[number % len(images.labels)])
             path = partial / split / names[label] / f"{stem}.png"
-            if not path.exists():
+            if not (path.exists() and path.stat().st_size):  # a machine that went down may leave empty files
                 _write(path, _version(images, number, seed))
             count += 1
     try:
+        os.sync()
         partial.rename(folder)
     except OSError as error:
         raise unwritable(folder, error) from error
@@ -129,7 +131,12 @@ def _pixels(images: Images, index: int) -> Tensor:
 
 
 def _write(path: Path, pixels: Tensor) -> None:
+    """Write one PNG file, whole or not at all; flushed to disk with all others at the end."""
     array = pixels.permute(1, 2, 0).numpy()
     image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
-    with written(path) as temporary:
+    temporary = path.with_suffix(".partial")
+    try:
         image.save(temporary, format="PNG")
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
