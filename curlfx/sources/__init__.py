@@ -1,6 +1,6 @@
 """From specifications to objects: networks, weights and images."""
 
-from curlfx.sources.data import load_data
+from curlfx.sources.data import from_datasets, load_data
 from curlfx.sources.detection import detection_forward, forward_for
 from curlfx.sources.fit import check_fit, class_scores
 from curlfx.sources.images import Augmentation, Loader, Normalisation
@@ -19,6 +19,7 @@ __all__ = [
     "class_scores",
     "detection_forward",
     "forward_for",
+    "from_datasets",
     "input_shape",
     "load_data",
     "load_model",

@@ -106,6 +106,18 @@ def _from_factory(request: DataRequest) -> DataSource:
     return replace(source, splits=splits)
 
 
+def from_datasets(splits: Mapping[SplitName, Dataset[Any]], *, name: str = "datasets") -> DataSource:
+    """Return torch data sets as data for `curlfx.recover` and the other stages.
+
+    Args:
+        splits: ``train``, ``test`` and perhaps ``val``; each yields ``(float image (C, H, W), label)``.
+        name: For messages.
+
+    Raises: DataError for other splits, images of several shapes, labels that are no whole numbers from 0.
+    """
+    return _from_datasets(DataRequest(name), splits)
+
+
 def _from_datasets(request: DataRequest, made: object) -> DataSource:
     wanted = "want a DataSource, or torch data sets by split: {'train': …, 'test': …}"
     if not isinstance(made, Mapping) or not {"train", "test"} <= set(made) <= {"train", "val", "test"}:

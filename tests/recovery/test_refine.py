@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from curlfx.errors import ConfigError, DataError, OutputError, WeightsError
 from curlfx.recovery import (
@@ -20,12 +20,13 @@ from curlfx.recovery import (
     SoftLabels,
     TrainingData,
     TrainSettings,
+    evaluate,
     fit,
     recover,
     refine,
     teacher_logits,
 )
-from curlfx.sources import load_data
+from curlfx.sources import from_datasets, load_data
 
 CLASSES, COUNT = 3, 20
 REFINING = TrainSettings(
@@ -223,6 +224,21 @@ def test_labels_begin_as_the_teachers_logits_of_plain_images() -> None:
     batch, _ = next(iter(images.batches([torch.arange(120)], augment=False, seed=0)))
     with torch.inference_mode():
         np.testing.assert_allclose(labels.values, teacher.eval()(batch).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_torch_data_sets_are_data_too() -> None:
+    part = TensorDataset(Indexed().images, Indexed().labels)
+    data = from_datasets({"train": part, "test": part})
+    student = network(2)
+    result = recover(student, data, SHORT, teacher=network(9), validation=data.loader("test", 10))
+    assert result.labels is not None
+    assert result.labels.values.shape == (6 * COUNT, CLASSES)
+    np.testing.assert_allclose(
+        result.labels.values[:COUNT], teacher_logits(network(9), loader(shuffle=False)), atol=0.2
+    )
+    assert result.refined is not None
+    assert result.accuracy == result.refined.accuracy == evaluate(student, data.loader("test", 10))
+    assert result.seconds == result.trained.seconds + result.refined.seconds
 
 
 def test_refinement_without_expansion_has_a_label_per_image() -> None:

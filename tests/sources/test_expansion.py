@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
-import types
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from curlfx.errors import DataError, OutputError
-from curlfx.sources import DataSource, load_data, offline, write_expanded
+from curlfx.sources import DataSource, from_datasets, load_data, offline, write_expanded
 from curlfx.sources.expansion import (
     BLACK,
     DRAWS,
@@ -248,18 +246,8 @@ def test_mild_changes_leave_most_of_a_large_image_in_view(tmp_path: Path) -> Non
 def test_images_of_a_torch_data_set() -> None:
     images = torch.randn(6, 2, 5, 4, generator=torch.Generator().manual_seed(0))
 
-    class Factory:
-        def __call__(self) -> dict[str, object]:
-            part = torch.utils.data.TensorDataset(images, torch.arange(6) % 3)
-            return {"train": part, "test": part}
-
-    module = types.ModuleType("a_data_set")
-    module.make = Factory()  # type: ignore[attr-defined]
-    sys.modules["a_data_set"] = module
-    try:
-        data = load_data("a_data_set:make").expanded(seed=7)
-    finally:
-        del sys.modules["a_data_set"]
+    part = torch.utils.data.TensorDataset(images, torch.arange(6) % 3)
+    data = from_datasets({"train": part, "test": part}).expanded(seed=7)
     found = torch.cat([batch for batch, _ in data.loader("train", 9)])
     assert torch.equal(found, Expansion(6, 7).apply(images.repeat(6, 1, 1, 1), torch.arange(36)))
     with pytest.raises(DataError, match="train: only pixels in memory or in files can be written"):
