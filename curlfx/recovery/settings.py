@@ -88,6 +88,11 @@ class TrainSettings:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} = {getattr(self, name)!r}: want one of {', '.join(choices)}")
+        if self.warmup_epochs > self.epochs > 0:
+            raise ConfigError(
+                f"warmup_epochs = {self.warmup_epochs:g}: want at most epochs = {self.epochs}; the learning rate would "
+                "never get to its peak"
+            )
         if self.nesterov and self.momentum == 0:
             raise ConfigError("nesterov = true needs momentum above 0; set nesterov=false")
 

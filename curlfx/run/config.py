@@ -6,9 +6,9 @@ Source: keys follow the field: Torch-Pruning's argument names, Ultralytics' over
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -83,9 +83,18 @@ class TrainingConfig(Section):
     amp: Amp = "auto"
     memory_format: MemoryFormat = "auto"
 
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        try:
+            self.settings(seed=0, device="auto")
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
     def settings(self, *, seed: int, device: str) -> TrainSettings:
         """The same for `curlfx.recovery`. Raises: ConfigError for values that do not go together."""
-        return TrainSettings(**self.model_dump(), seed=seed, device=device)
+        names = {field.name for field in fields(TrainSettings)}
+        return TrainSettings(**self.model_dump(include=names), seed=seed, device=device)
 
 
 class RefineConfig(Section):
@@ -148,8 +157,7 @@ class RecoveryConfig(TrainingConfig):
 
     def of(self, *, seed: int, device: str) -> Recipe:
         """The same for `curlfx.recovery`. Raises: ConfigError for values that do not go together."""
-        own = {"recipe", "recalibrate_batches", "expand", "refine"}
-        train = TrainSettings(**self.model_dump(exclude=own), seed=seed, device=device)
+        train = self.settings(seed=seed, device=device)
         changed = self.refine.model_dump(exclude={"expand"})
         refine = replace(train, **changed, mixup=0.0, temperature=1.0, warmup_epochs=0.0)
         return Recipe(train, self.expand, refine, self.refine.expand)

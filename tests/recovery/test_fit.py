@@ -262,7 +262,8 @@ def test_checkpoint_into_a_missing_folder(tmp_path):
     "wrong",
     [{"epochs": -1}, {"lr": -0.1}, {"lr": math.nan}, {"momentum": 1.5}, {"distillation": 2.0}, {"temperature": 0.0},
      {"mixup": -0.5}, {"label_lr": -1.0},
-     {"amp": "float8"}, {"memory_format": "nhwc"}, {"batch_size": 0}, {"momentum": 0.0}],
+     {"amp": "float8"}, {"memory_format": "nhwc"}, {"batch_size": 0}, {"momentum": 0.0},
+     {"warmup_epochs": 11.0}],
 )  # fmt: skip
 def test_settings_refuse(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):

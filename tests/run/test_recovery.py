@@ -27,7 +27,8 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def job(tiny_job: dict[str, Any]) -> dict[str, Any]:
-    recovery = {"recipe": "curl", "epochs": 2, "recalibrate_batches": 3, "refine": {"epochs": 2, "lr": 0.01}}
+    recovery: dict[str, Any] = {"recipe": "curl", "epochs": 2, "warmup_epochs": 1, "recalibrate_batches": 3}
+    recovery["refine"] = {"epochs": 2, "lr": 0.01}
     return {**tiny_job, "limit": 40, "importance": "magnitude", "train": {"epochs": 1}, "recovery": recovery}
 
 
@@ -135,6 +136,8 @@ def test_recipes_of_a_job_are_those_of_the_library(name: str) -> None:
         ("recovery.refine.label_lr=x", "recovery.refine.label_lr = x: want a number >= 0"),
         ("recovery.recalibrate_batches=-1", "recovery.recalibrate_batches = -1: want a whole number >= 0"),
         ("recalibrate_batches=5", "did you mean 'recovery.recalibrate_batches'?"),
+        ("recovery={recipe: curl, epochs: 3}", "recovery: warmup_epochs = 5: want at most epochs = 3"),
+        ("train={momentum: 0}", "train: nesterov = true needs momentum above 0"),
         ("train_limit=0", "train_limit = 0: want a whole number >= 1"),
         ("recovery=curl", "recovery = curl: want keys with values: epochs"),
     ],
