@@ -77,23 +77,38 @@ def batches(loader: Loader, epoch: int) -> Iterator[Batch]:
     """
     for batch in _drawn(loader, epoch):
         match batch:
-            case (Tensor() as images, Tensor() as labels) | (Tensor() as images, Tensor() as labels, Tensor()):
+            case (Tensor() as images, Tensor() as labels):
+                yield images, labels
+            case (Tensor() as images, Tensor() as labels, Tensor() as positions) if _positions(images, positions):
                 yield images, labels
             case _:
-                raise DataError(f"the loader yields {type(batch).__name__}; want pairs (images, labels) of tensors")
+                raise DataError(f"the loader yields {_shown(batch)}; want pairs (images, labels) of tensors")
 
 
 def indexed_batches(loader: Loader, epoch: int) -> Iterator[IndexedBatch]:
     """The same with positions. Raises: DataError for a loader that gives none."""
     for batch in _drawn(loader, epoch):
         match batch:
-            case (Tensor() as images, Tensor() as labels, Tensor() as positions) if positions.shape == images.shape[:1]:
+            case (Tensor() as images, Tensor() as labels, Tensor() as positions) if _positions(images, positions):
                 yield IndexedBatch(images, labels, positions.cpu().long())
             case _:
                 raise DataError(
-                    "the loader gives no positions, which refining labels needs; want triples (images, labels, "
-                    "positions) of tensors: a curlfx data set, or one whose items end in their own index"
+                    f"the loader yields {_shown(batch)}, without positions, which refining labels needs; want triples "
+                    "(images, labels, positions): a curlfx data set, or one whose items end in their own index"
                 )
+
+
+def _positions(images: Tensor, found: Tensor) -> bool:
+    """Whether a third tensor is whole numbers, one per image; anything else would be dropped without a word."""
+    return found.shape == images.shape[:1] and not (found.is_floating_point() or found.is_complex())
+
+
+def _shown(batch: object) -> str:
+    if isinstance(batch, Tensor):
+        return f"{batch.dtype} {tuple(batch.shape)}"
+    if isinstance(batch, tuple | list):
+        return f"({', '.join(map(_shown, batch))})"
+    return type(batch).__name__
 
 
 def _drawn(loader: Loader, epoch: int) -> Iterable[Any]:

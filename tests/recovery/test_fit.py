@@ -230,8 +230,11 @@ def test_refuses_unfit_data():
         fit(network(classes=2), Clouds(), QUICK)
     with pytest.raises(DataError, match="no batch"):
         fit(network(), Clouds(0), QUICK)
-    with pytest.raises(DataError, match="pairs"):
+    with pytest.raises(DataError, match=r"yields torch\.float32 \(1,\); want pairs"):
         fit(network(), [torch.zeros(1)], QUICK)
+    images, labels = next(iter(Clouds(1).epoch(0)))
+    with pytest.raises(DataError, match=r"torch\.float32 \(16,\)\); want pairs"):
+        fit(network(), [(images, labels, torch.ones(16))], QUICK)  # weights of the images, it seems
     with pytest.raises(ModelError, match="class logits"):
         fit(nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten(0)), Clouds(), QUICK)
     with pytest.raises(ModelError, match="nothing to train"):

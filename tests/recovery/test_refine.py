@@ -304,7 +304,7 @@ def test_the_teacher_sees_the_mixed_images() -> None:
 
 def test_refuses_what_does_not_fit(tmp_path: Path) -> None:
     pairs = [(Indexed().images, Indexed().labels)]
-    with pytest.raises(DataError, match="gives no positions"):
+    with pytest.raises(DataError, match="without positions"):
         fit(network(), pairs, REFINING, soft=started())
     with pytest.raises(ConfigError, match=r"mixup = 1\.0: .*want mixup=0"):
         fit(network(), loader(), replace(REFINING, mixup=1.0), soft=started())
