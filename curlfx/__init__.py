@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from curlfx.run.verify import VerifyReport as VerifyReport
     from curlfx.run.verify import verify as verify
     from curlfx.sources import detection_forward as detection_forward
+    from curlfx.sources import from_datasets as from_datasets
     from curlfx.sources import load_data as load_data
     from curlfx.sources import load_model as load_model
     from curlfx.sources import load_weights as load_weights
+    from curlfx.sources import write_expanded as write_expanded
 
 __version__ = "0.1.0"
 
@@ -56,6 +58,7 @@ EXPORTS: Mapping[str, str] = MappingProxyType(
         "evaluate": "curlfx.recovery",
         "explain": "curlfx.coupling",
         "export_onnx": "curlfx.deploy",
+        "from_datasets": "curlfx.sources",
         "load": "curlfx.run.saved",
         "load_data": "curlfx.sources",
         "load_model": "curlfx.sources",
@@ -70,6 +73,7 @@ EXPORTS: Mapping[str, str] = MappingProxyType(
         "slim_": "curlfx.inplace",
         "trace": "curlfx.graph",
         "verify": "curlfx.run.verify",
+        "write_expanded": "curlfx.sources",
     }
 )
 """Public name to the module that has it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,15 +16,29 @@ from curlfx.errors import DataError
 Batch = tuple[Tensor, Tensor]
 
 
+class IndexedBatch(NamedTuple):
+    """A batch that says which images of the training set it holds.
+
+    Attributes:
+        images: ``(B, C, H, W)``.
+        labels: ``(B,)`` class numbers, or ``(B, K)`` probabilities.
+        positions: ``(B,)`` int64 in ``[0, N)``, the same for the same image in every epoch.
+    """
+
+    images: Tensor
+    labels: Tensor
+    positions: Tensor
+
+
 @runtime_checkable
 class EpochLoader(Protocol):
     """Batches that are a function of the epoch number: the property that makes a resumed training bit-equal.
 
     Shapes: images ``(B, C, H, W)`` (any shape the network takes), labels ``(B,)`` class numbers, or ``(B, K)``
-    probabilities.
+    probabilities; where labels are refined, the images' positions ``(B,)`` as a third.
     """
 
-    def epoch(self, number: int) -> Iterable[Batch]:
+    def epoch(self, number: int) -> Iterable[Batch | IndexedBatch]:
         """Batches of epoch ``number``, from 0."""
 
     def __len__(self) -> int:
@@ -56,27 +70,57 @@ def batch_count(loader: Loader) -> int:
 
 
 def batches(loader: Loader, epoch: int) -> Iterator[Batch]:
-    """Batches of epoch ``epoch`` (from 0) of either kind of loader.
+    """Batches of epoch ``epoch`` (from 0) of either kind of loader, without positions.
 
     A `DataLoader` with a generator of its own gets it seeded from the global one, so that inside `seeded` its order too
-    depends on the seed and the epoch alone. Raises: DataError for anything but pairs of tensors.
+    depends on the seed and the epoch alone. Raises: DataError for anything but tuples of tensors.
     """
-    if isinstance(loader, EpochLoader):
-        drawn: Iterable[Any] = loader.epoch(epoch)
-    else:
-        sampler = getattr(loader, "sampler", None)
-        if sampler is not None and hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
-        generator = getattr(loader, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(torch.initial_seed())
-        drawn = loader
-    for batch in drawn:
+    for batch in _drawn(loader, epoch):
         match batch:
             case (Tensor() as images, Tensor() as labels):
                 yield images, labels
+            case (Tensor() as images, Tensor() as labels, Tensor() as positions) if _positions(images, positions):
+                yield images, labels
             case _:
-                raise DataError(f"the loader yields {type(batch).__name__}; want pairs (images, labels) of tensors")
+                raise DataError(f"the loader yields {_shown(batch)}; want pairs (images, labels) of tensors")
+
+
+def indexed_batches(loader: Loader, epoch: int) -> Iterator[IndexedBatch]:
+    """The same with positions. Raises: DataError for a loader that gives none."""
+    for batch in _drawn(loader, epoch):
+        match batch:
+            case (Tensor() as images, Tensor() as labels, Tensor() as positions) if _positions(images, positions):
+                yield IndexedBatch(images, labels, positions.cpu().long())
+            case _:
+                raise DataError(
+                    f"the loader yields {_shown(batch)}, without positions, which refining labels needs; want triples "
+                    "(images, labels, positions): a curlfx data set, or one whose items end in their own index"
+                )
+
+
+def _positions(images: Tensor, found: Tensor) -> bool:
+    """Whether a third tensor is whole numbers, one per image; anything else would be dropped without a word."""
+    return found.shape == images.shape[:1] and not (found.is_floating_point() or found.is_complex())
+
+
+def _shown(batch: object) -> str:
+    if isinstance(batch, Tensor):
+        return f"{batch.dtype} {tuple(batch.shape)}"
+    if isinstance(batch, tuple | list):
+        return f"({', '.join(map(_shown, batch))})"
+    return type(batch).__name__
+
+
+def _drawn(loader: Loader, epoch: int) -> Iterable[Any]:
+    if isinstance(loader, EpochLoader):
+        return loader.epoch(epoch)
+    sampler = getattr(loader, "sampler", None)
+    if sampler is not None and hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(epoch)
+    generator = getattr(loader, "generator", None)
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(torch.initial_seed())
+    return loader
 
 
 @contextmanager

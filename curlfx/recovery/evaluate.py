@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 
 from curlfx.errors import DataError
 from curlfx.progress import Progress, StepEvent, StepTimer
 from curlfx.recovery.batches import Loader, batch_count, batches
-from curlfx.recovery.hardware import choose_device, home_of
+from curlfx.recovery.hardware import choose_device, evaluating
 from curlfx.recovery.loss import check_labels, hits, logits_of
 
 
@@ -30,7 +27,7 @@ def evaluate(
     place = choose_device(device)
     total = batch_count(loader)
     right, asked = torch.zeros((), dtype=torch.int64, device=place), 0
-    with _evaluating(module, place), torch.inference_mode():
+    with evaluating(module, place), torch.inference_mode():
         timer = StepTimer(total)
         for step, (images, labels) in enumerate(batches(loader, 0), start=1):
             logits = logits_of(module(images.to(place, non_blocking=True)))
@@ -45,13 +42,3 @@ def evaluate(
     if asked == 0:
         raise DataError("no image to evaluate on; want at least one")
     return int(right) / asked
-
-
-@contextmanager
-def _evaluating(module: nn.Module, place: torch.device) -> Iterator[None]:
-    before, was_training = home_of(module), module.training
-    module.to(place).eval()
-    try:
-        yield
-    finally:
-        module.to(before).train(was_training)

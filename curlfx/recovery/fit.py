@@ -1,8 +1,9 @@
-"""The one training loop: it makes a dense network from scratch and recovers a slim one from its teacher."""
+"""The one training loop: it makes a dense network from scratch, recovers a slim one, and refines labels meanwhile."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from curlfx.recovery.hardware import reproducible
 from curlfx.recovery.loop import Loop
 from curlfx.recovery.meter import Meter
 from curlfx.recovery.settings import TrainSettings
+from curlfx.recovery.soft_labels import SoftLabels
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def fit(
     settings: TrainSettings,
     *,
     teacher: nn.Module | None = None,
+    soft: SoftLabels | None = None,
     validation: Loader | None = None,
     stage: str = "train",
     progress: Progress | None = None,
@@ -55,6 +58,8 @@ def fit(
 
     Args:
         teacher: A network to distil from, put into eval mode; its images are the student's.
+        soft: Labels to train along, row i that of the image at position i; the loader then gives positions, and the
+            teacher has no part.
         validation: Judged in float32 after every epoch.
         checkpoint: File written after every epoch.
         resume: Go on from ``checkpoint`` if it exists.
@@ -62,7 +67,7 @@ def fit(
     Raises: DataError, ModelError, ConfigError as the parts do; CheckError when the loss is no longer finite;
         OutputError when the checkpoint cannot be written; WeightsError when it is not one of this network.
     """
-    loop = Loop(module, loader, settings, teacher, validation)
+    loop = Loop(module, loader, settings, teacher, validation, soft)
     try:
         if checkpoint is not None and resume and checkpoint.exists():
             loop.restore(checkpoint)
@@ -70,33 +75,17 @@ def fit(
         watch = _watcher(loop, stage, progress)
         with reproducible(loop.device):
             while loop.epoch < settings.epochs:
-                loop.run_epoch(watch)
+                with nullcontext() if soft is None else soft.learning():
+                    loop.run_epoch(watch)
                 if checkpoint is not None:
                     loop.snapshot().save(checkpoint)
+                    if soft is not None:
+                        soft.forget()
         if loop.average is not None:
             loop.average.apply()
     finally:
         loop.release()
     return FitResult(tuple(loop.history), sum(record.seconds for record in loop.history), resumed_after)
-
-
-def recover(
-    student: nn.Module,
-    loader: Loader,
-    settings: TrainSettings,
-    *,
-    teacher: nn.Module,
-    validation: Loader | None = None,
-    stage: str = "recover",
-    progress: Progress | None = None,
-    checkpoint: Path | None = None,
-    resume: bool = False,
-) -> FitResult:
-    """`fit` of a slim network under its dense one. Arguments and errors: as there."""
-    return fit(
-        student, loader, settings, teacher=teacher, validation=validation, stage=stage, progress=progress,
-        checkpoint=checkpoint, resume=resume,
-    )  # fmt: skip
 
 
 def _watcher(loop: Loop, stage: str, progress: Progress | None) -> Callable[[int, Meter], None]:

@@ -40,6 +40,17 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 @contextmanager
+def evaluating(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """The module on ``device``, in eval mode; where it was, and as it was, afterwards."""
+    before, was_training = home_of(module), module.training
+    module.to(device).eval()
+    try:
+        yield
+    finally:
+        module.to(before).train(was_training)
+
+
+@contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
     """Algorithms that give the same bits every time; the caller's choice afterwards. On the CPU they all do."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from curlfx.errors import CheckError, ModelError, WeightsError
+from curlfx.errors import CheckError, ConfigError, ModelError, WeightsError
 from curlfx.recovery.average import WeightAverage
-from curlfx.recovery.batches import Loader, batch_count, batches, seeded
+from curlfx.recovery.batches import IndexedBatch, Loader, batch_count, batches, indexed_batches, seeded
 from curlfx.recovery.checkpoint import Checkpoint, EpochRecord
 from curlfx.recovery.evaluate import evaluate
 from curlfx.recovery.hardware import Placement, arrange, choose_device, choose_placement, home_of
-from curlfx.recovery.loss import check_labels, hits, logits_of, loss_of
+from curlfx.recovery.loss import check_labels, hits, logits_of, loss_of, refining_loss
 from curlfx.recovery.meter import Meter
+from curlfx.recovery.mixup import Mixup
 from curlfx.recovery.settings import TrainSettings
+from curlfx.recovery.soft_labels import SoftLabels
 
 _FLUSH_ON_GPU = 16  # steps between looks at the loss: each look waits for the device
 
@@ -33,9 +35,13 @@ class Loop:
         settings: TrainSettings,
         teacher: nn.Module | None,
         validation: Loader | None,
+        soft: SoftLabels | None,
     ) -> None:
         self.module, self.loader, self.settings, self.validation = module, loader, settings, validation
-        self.teacher = teacher if settings.distillation > 0 else None
+        self.teacher = teacher if settings.distillation > 0 and soft is None else None
+        self.soft, self.mixup = soft, None if settings.mixup == 0 else Mixup(settings.mixup, settings.seed, epoch=0)
+        if soft is not None and settings.mixup > 0:
+            raise ConfigError(f"mixup = {settings.mixup}: a blend of images has no soft label of its own; want mixup=0")
         self.steps = batch_count(loader)
         self.device = choose_device(settings.device)
         self.placement: Placement | None = None
@@ -52,10 +58,12 @@ class Loop:
         started, meter, rate = time.perf_counter(), Meter(), 0.0
         self.module.train()
         every = 1 if self.device.type == "cpu" else _FLUSH_ON_GPU
+        if self.mixup is not None:
+            self.mixup = Mixup(self.settings.mixup, self.settings.seed, self.epoch)
         with seeded(self.settings.seed, self.epoch, self.device):
-            for step, (images, labels) in enumerate(batches(self.loader, self.epoch), start=1):
+            for step, batch in enumerate(self._drawn(), start=1):
                 rate = self.settings.learning_rate(self.epoch * self.steps + step - 1, self.steps)
-                self._step(images, labels, rate, meter)
+                self._step(batch, rate, meter)
                 if step % every == 0 or step == self.steps:
                     self._flush(meter, rate)
                 watch(step, meter)
@@ -66,20 +74,50 @@ class Loop:
         seconds = time.perf_counter() - started
         self.history.append(EpochRecord(self.epoch, meter.loss, meter.accuracy, validation, rate, seconds))
 
-    def _step(self, images: Tensor, labels: Tensor, rate: float, meter: Meter) -> None:
-        if self.placement is None:
-            chosen = self.settings
-            self.placement = choose_placement(self.networks, images, self.device, chosen.amp, chosen.memory_format)
-        images, judged = self.placement.images(images), None
-        if self.teacher is not None:
-            with torch.inference_mode(), self.placement.autocast():
-                judged = logits_of(self.teacher(images))
-            judged = judged.clone()  # outside inference mode: the backward pass saves it
-        with self.placement.autocast():
+    def _drawn(self) -> Iterator[IndexedBatch]:
+        """Batches of this epoch; positions count only where labels are refined."""
+        if self.soft is not None:
+            yield from indexed_batches(self.loader, self.epoch)
+            return
+        for images, labels in batches(self.loader, self.epoch):
+            yield IndexedBatch(images, labels, torch.empty(0, dtype=torch.int64))
+
+    def _step(self, batch: IndexedBatch, rate: float, meter: Meter) -> None:
+        images, labels = batch.images.to(self.device, non_blocking=True), batch.labels
+        placement = self._place(images)
+        mix = None if self.mixup is None else self.mixup.draw(len(images))
+        images = placement.images(images if mix is None else mix.images(images))
+        judged = self._judged(images, placement)
+        with placement.autocast():
             logits = logits_of(self.module(images))
         check_labels(logits, labels)
         labels = labels.to(self.device, non_blocking=True)
-        loss = loss_of(logits, labels, judged, self.settings)
+        soft = None if self.soft is None else self.soft.rows(batch.positions).to(self.device).requires_grad_()
+        if soft is None:
+            loss = loss_of(logits, labels, judged, self.settings, mix)
+        else:
+            loss = refining_loss(logits, labels, soft, self.settings)
+        self._descend(loss, rate)
+        if self.soft is not None and soft is not None and soft.grad is not None:
+            self.soft.descend(batch.positions, soft.grad, self.settings.label_lr)
+        wanted = labels if mix is None else mix.dominant(labels)
+        meter.add(loss, *hits(logits.detach(), wanted), len(images))
+
+    def _place(self, images: Tensor) -> Placement:
+        if self.placement is None:
+            chosen = self.settings
+            self.placement = choose_placement(self.networks, images, self.device, chosen.amp, chosen.memory_format)
+        return self.placement
+
+    def _judged(self, images: Tensor, placement: Placement) -> Tensor | None:
+        """The teacher's logits for what the student sees."""
+        if self.teacher is None:
+            return None
+        with torch.inference_mode(), placement.autocast():
+            judged = logits_of(self.teacher(images))
+        return judged.clone()  # outside inference mode: the backward pass saves it
+
+    def _descend(self, loss: Tensor, rate: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.settings.clip_gradient is not None:
@@ -89,7 +127,6 @@ class Loop:
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
-        meter.add(loss, *hits(logits.detach(), labels), len(images))
 
     def _flush(self, meter: Meter, rate: float) -> None:
         bad = meter.flush()
@@ -124,6 +161,8 @@ class Loop:
             raise WeightsError(f"{path}: belongs to another network ({reason}); delete it to start afresh") from error
         if self.average is not None and saved.average is not None:
             self.average.restore(saved.average["steps"], saved.average["average"])
+        if self.soft is not None:
+            self.soft.restore(saved.epoch)
         self.epoch, self.history = saved.epoch, list(saved.history)
 
     def release(self) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from curlfx.errors import DataError, ModelError
+from curlfx.recovery.mixup import Mix
 from curlfx.recovery.settings import TrainSettings
 
 
@@ -28,34 +28,65 @@ def logits_of(output: object) -> Tensor:
     raise ModelError(f"the network returns {shape}; want class logits (B, K, …), alone or first among its outputs")
 
 
-def supervised(logits: Tensor, labels: Tensor, settings: TrainSettings) -> Tensor:
-    """Mean cross-entropy, a scalar.
+def supervised(logits: Tensor, labels: Tensor, settings: TrainSettings, mix: Mix | None = None) -> Tensor:
+    """Mean cross-entropy, a scalar; of mixed images ``lam * CE(labels) + (1 - lam) * CE(labels of their partners)``.
 
     Shapes: logits ``(B, K, …)``; labels ``(B, …)`` class numbers or ``(B, K, …)`` probabilities.
     """
-    return functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
+    loss = functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
+    if mix is None:
+        return loss
+    other = functional.cross_entropy(logits.float(), mix.partners(labels), label_smoothing=settings.label_smoothing)
+    return mix.share * loss + (1.0 - mix.share) * other
 
 
 def distilled(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """``T^2 * mean KL(teacher || student)`` of the softmaxes at temperature T, a scalar.
 
     Shapes: both ``(B, K, …)``; the mean runs over everything but K.
-    Source: Hinton et al., arXiv:1503.02531; weights as in CURL, arXiv:2305.16667, section 3.4.
+    Source: Hinton et al., arXiv:1503.02531; weights as in CURL, arXiv:1911.08114.
     """
     student_log = functional.log_softmax(logits.float() / temperature, dim=1)
     teacher_log = functional.log_softmax(teacher.float() / temperature, dim=1)
     return functional.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(1).mean() * temperature**2
 
 
-def loss_of(logits: Tensor, labels: Tensor, teacher: Tensor | None, settings: TrainSettings) -> Tensor:
-    """``alpha * T^2 * KL + (1 - alpha) * cross-entropy``, or the cross-entropy alone without a teacher."""
-    alpha = settings.distillation if teacher is not None else 0.0
-    loss = logits.new_zeros((), dtype=torch.float32)
-    if alpha < 1.0:
-        loss = loss + (1.0 - alpha) * supervised(logits, labels, settings)
-    if teacher is not None and alpha > 0.0:
-        loss = loss + alpha * distilled(logits, teacher, settings.temperature)
-    return loss
+def drawn_to(logits: Tensor, soft: Tensor, temperature: float) -> Tensor:
+    """``T^2 * mean KL(student || soft labels)`` of the softmaxes at temperature T, a scalar; the student comes first.
+
+    Its gradient to the soft labels is ``T / B * (softmax(soft / T) - softmax(logits / T))``.
+
+    Shapes: both ``(B, K)``.
+    Source: label refinement of CURL, arXiv:1911.08114.
+    """
+    student_log = functional.log_softmax(logits.float() / temperature, dim=1)
+    soft_log = functional.log_softmax(soft.float() / temperature, dim=1)
+    return functional.kl_div(soft_log, student_log, reduction="none", log_target=True).sum(1).mean() * temperature**2
+
+
+def loss_of(
+    logits: Tensor, labels: Tensor, teacher: Tensor | None, settings: TrainSettings, mix: Mix | None = None
+) -> Tensor:
+    """``alpha * T^2 * KL(teacher || student) + (1 - alpha) * cross-entropy``; the latter alone without a teacher."""
+    if teacher is None:
+        return supervised(logits, labels, settings, mix)
+    return _weighed(distilled(logits, teacher, settings.temperature), logits, labels, settings, mix)
+
+
+def refining_loss(logits: Tensor, labels: Tensor, soft: Tensor, settings: TrainSettings) -> Tensor:
+    """``alpha * T^2 * KL(student || soft labels) + (1 - alpha) * cross-entropy``.
+
+    Shapes: logits and soft labels ``(B, K)``. Raises: DataError for other shapes.
+    """
+    if soft.shape != logits.shape:
+        raise DataError(f"soft labels of shape {tuple(soft.shape)} beside logits {tuple(logits.shape)}: want the same")
+    return _weighed(drawn_to(logits, soft, settings.temperature), logits, labels, settings, None)
+
+
+def _weighed(soft: Tensor, logits: Tensor, labels: Tensor, settings: TrainSettings, mix: Mix | None) -> Tensor:
+    alpha = settings.distillation
+    loss = alpha * soft
+    return loss if alpha == 1.0 else loss + (1.0 - alpha) * supervised(logits, labels, settings, mix)
 
 
 def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:

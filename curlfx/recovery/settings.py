@@ -21,6 +21,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "label_smoothing": (0.0, 1.0),
     "distillation": (0.0, 1.0),
     "temperature": (1e-3, math.inf),
+    "mixup": (0.0, math.inf),
+    "label_lr": (0.0, math.inf),
     "ema_decay": (0.0, 1.0),
     "clip_gradient": (0.0, math.inf),
 }
@@ -42,8 +44,11 @@ class TrainSettings:
         warmup_epochs: Length of the linear rise of the learning rate; may be a fraction of an epoch.
         label_smoothing: In [0, 1], of the cross-entropy.
         distillation: alpha in ``alpha * T^2 * KL(teacher || student) + (1 - alpha) * cross-entropy``; counts only
-            where a teacher is given.
+            where a teacher is given. While soft labels Y are refined, the same for ``KL(student || Y)``.
         temperature: T of the distillation.
+        mixup: a in ``lam ~ Beta(a, a)``, once per batch, for ``lam * images + (1 - lam) * the same in another order``;
+            0 does not mix.
+        label_lr: Learning rate of soft labels; counts only where there are some.
         ema_decay: Decay per step of an average of the weights that replaces them at the end; None keeps none.
         clip_gradient: Upper bound of the gradient's global L2 norm; None does not clip.
         amp: ``"bfloat16"`` autocast, ``"off"``, or ``"auto"``: bfloat16 where the device computes in it natively.
@@ -52,7 +57,7 @@ class TrainSettings:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …, or ``"auto"``: a GPU if there is one.
 
     Raises: ConfigError for a value out of range.
-    Source: loss and recipe of CURL, arXiv:2305.16667 (mixup left to the loader).
+    Source: loss and recipe of CURL, arXiv:1911.08114; mixup of Zhang et al., arXiv:1710.09412.
     """
 
     epochs: int = 10
@@ -66,6 +71,8 @@ class TrainSettings:
     label_smoothing: float = 0.0
     distillation: float = 0.7
     temperature: float = 2.0
+    mixup: float = 0.0
+    label_lr: float = 1.0
     ema_decay: float | None = None
     clip_gradient: float | None = None
     amp: Amp = "auto"
@@ -81,6 +88,11 @@ class TrainSettings:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} = {getattr(self, name)!r}: want one of {', '.join(choices)}")
+        if self.warmup_epochs > self.epochs > 0:
+            raise ConfigError(
+                f"warmup_epochs = {self.warmup_epochs:g}: want at most epochs = {self.epochs}; the learning rate would "
+                "never get to its peak"
+            )
         if self.nesterov and self.momentum == 0:
             raise ConfigError("nesterov = true needs momentum above 0; set nesterov=false")
 

@@ -72,7 +72,7 @@ class Summary:
         verification: What was checked.
         target: What was asked for, like ``{"macs": "50%"}``.
         importance: Criterion.
-        recovery: Settings of the recovery, and the accuracy before it.
+        recovery: Settings of the recovery, the accuracy before it, and that after each of its stages.
         seconds: Wall-clock seconds by stage.
     """
 

@@ -6,14 +6,16 @@ Source: keys follow the field: Torch-Pruning's argument names, Ultralytics' over
 from __future__ import annotations
 
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from curlfx.cost import Cost
 from curlfx.errors import ConfigError
 from curlfx.planning.target import Amount, parse_targets
+from curlfx.recovery.recipes import RECIPES, Recipe
 from curlfx.recovery.settings import Amp, MemoryFormat, TrainSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -23,6 +25,8 @@ Natural = Annotated[int, Field(ge=0)]
 UNBOUNDED = Cost(macs=sys.maxsize, params=sys.maxsize, size_bytes=sys.maxsize, padded_macs=sys.maxsize)
 """Stands for the dense network until it is known: finds targets that are out of range for every network."""
 PUBLISHED = "default"
+DEFAULT: Literal["distillation"] = "distillation"
+"""Recipe of a recovery."""
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
 
 
@@ -79,23 +83,84 @@ class TrainingConfig(Section):
     amp: Amp = "auto"
     memory_format: MemoryFormat = "auto"
 
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        try:
+            self.settings(seed=0, device="auto")
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
     def settings(self, *, seed: int, device: str) -> TrainSettings:
         """The same for `curlfx.recovery`. Raises: ConfigError for values that do not go together."""
-        return TrainSettings(**self.model_dump(), seed=seed, device=device)
+        names = {field.name for field in fields(TrainSettings)}
+        return TrainSettings(**self.model_dump(include=names), seed=seed, device=device)
+
+
+class RefineConfig(Section):
+    """Refinement of the labels, after the training of the slim network: soft labels are trained along with it.
+
+    What is not here (``batch_size``, ``momentum`` …) is as in the training before.
+
+    Attributes:
+        epochs: 0 leaves it out.
+        lr: Peak learning rate of the network.
+        label_lr: Learning rate of the soft labels.
+        distillation: Weight of the distance to the soft labels; the rest is cross-entropy with the data's own.
+        expand: Refine on every training image in six versions.
+    """
+
+    epochs: Natural = RECIPES[DEFAULT].refine.epochs
+    lr: Positive = RECIPES[DEFAULT].refine.lr
+    label_lr: Annotated[float, Field(ge=0)] = RECIPES[DEFAULT].refine.label_lr
+    distillation: Share = RECIPES[DEFAULT].refine.distillation
+    expand: bool = RECIPES[DEFAULT].expand_refine
 
 
 class RecoveryConfig(TrainingConfig):
     """Training of the slim network, by default with the dense one as its teacher.
 
     Attributes:
+        recipe: Where every other key of this section takes its default from, as in `curlfx.recovery.RECIPES`.
+        recalibrate_batches: Training batches on which BatchNorm's statistics are measured afresh before the training;
+            0 keeps those of the dense network.
         distillation: Weight of the distillation loss; the rest is cross-entropy. 0 trains without a teacher.
         temperature: Softmax temperature of the distillation.
+        mixup: a of ``lam ~ Beta(a, a)`` with which the images of a batch are blended; 0 does not.
+        expand: Train on every training image in six versions.
+        refine: Refinement of the labels after the training.
     """
 
+    recipe: Literal["distillation", "curl", "curl-large"] = DEFAULT
+    recalibrate_batches: Natural = 0
     epochs: Natural = 8
     lr: Positive = 0.02
     distillation: Share = 0.7
     temperature: Positive = 2.0
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    expand: bool = False
+    refine: RefineConfig = RefineConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, given: object) -> object:
+        """Take what is not given from the recipe."""
+        name = given.get("recipe", DEFAULT) if isinstance(given, dict) else None
+        if not isinstance(given, dict) or not isinstance(name, str) or name not in RECIPES:
+            return given  # whatever is wrong with it is found with the other faults
+        recipe, refine = RECIPES[name], given.get("refine", {})
+        defaults = {name: getattr(recipe.train, name) for name in cls.model_fields if hasattr(recipe.train, name)}
+        if isinstance(refine, dict):
+            own = {name: getattr(recipe.refine, name) for name in RefineConfig.model_fields if name != "expand"}
+            refine = {**own, "expand": recipe.expand_refine, **refine}
+        return {**defaults, "expand": recipe.expand, **given, "refine": refine}
+
+    def of(self, *, seed: int, device: str) -> Recipe:
+        """The same for `curlfx.recovery`. Raises: ConfigError for values that do not go together."""
+        train = self.settings(seed=seed, device=device)
+        changed = self.refine.model_dump(exclude={"expand"})
+        refine = replace(train, **changed, mixup=0.0, temperature=1.0, warmup_epochs=0.0)
+        return Recipe(train, self.expand, refine, self.refine.expand)
 
 
 class ExportConfig(Section):
@@ -142,6 +207,7 @@ class RunConfig(Section):
         device: ``auto`` (cuda when there is one), ``cpu``, ``cuda`` or ``cuda:1``.
         threads: torch's intra-op threads; none leaves them as they are.
         limit: Images per split, every class as often as possible; none takes all.
+        train_limit: The same for the training images alone.
         image_size: Height and width that images are brought to; none takes what the network was made for.
         target: What the slim network must reach.
         importance: Criterion that ranks channels.
@@ -167,6 +233,7 @@ class RunConfig(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:1")] = "auto"
     threads: Count | None = None
     limit: Count | None = None
+    train_limit: Count | None = None
     image_size: Count | None = None
     target: TargetConfig = TargetConfig(macs="50%")
     importance: str = "kl"
@@ -191,6 +258,12 @@ class RunConfig(Section):
         if self.weights is None or self.weights == PUBLISHED:
             raise ConfigError(f"weights = {self.weights}: want a file")
         return Path(self.weights)
+
+    @property
+    def expands(self) -> bool:
+        """Whether the recovery wants training images in six versions."""
+        recovery = self.recovery
+        return recovery.expand or (recovery.refine.epochs > 0 and recovery.refine.expand)
 
     @property
     def trains_first(self) -> bool:

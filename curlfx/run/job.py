@@ -25,9 +25,12 @@ from curlfx.progress import Progress
 from curlfx.run.config import RunConfig
 from curlfx.run.directory import RunDirectory
 from curlfx.run.subject import Subject
+from curlfx.sources import DataSource
 
 Say = Callable[[str], None]
 EVALUATION_BATCH = 256
+SLIM = "slim.safetensors"
+"""Newest weights of the slim network."""
 
 
 @dataclass
@@ -77,6 +80,11 @@ class Job:
         return self.directory.done[stage]
 
     @cached_property
+    def data(self) -> DataSource:
+        """The images, on the device where training and evaluation run as far as they live in memory."""
+        return self.subject.data.to(self.subject.device)
+
+    @cached_property
     def dense(self) -> nn.Module:
         """The dense network with its final weights; only the stage that trains it touches `Subject.model` before."""
         if self.done("train")["epochs"]:
@@ -124,10 +132,11 @@ class Job:
 
     @cached_property
     def slim(self) -> TracedModel:
-        """The slim network, with recovered weights once there are some."""
+        """The slim network, with its newest weights: recalibrated, recovered, refined."""
         network = Slim(self.coupling, self.plan.keep)(self.traced)
-        if "recover" in self.directory.done:
-            load_tensors(network.module, self.file("slim.safetensors"))
+        done = self.directory.done
+        if "recover" in done or done.get("recalibrate", {}).get("batches"):
+            load_tensors(network.module, self.file(SLIM))
         network.module.eval()
         return network
 

@@ -13,6 +13,7 @@ from curlfx.errors import OutputError
 from curlfx.report.layers import from_csv
 from curlfx.report.page import PageContent, render
 from curlfx.report.summary import Latency, NetworkFigures, Summary, Verification
+from curlfx.run.config import RecoveryConfig
 from curlfx.run.directory import CONFIG, STAGES, STATE, RunDirectory, write_json, write_text
 from curlfx.run.job import Job, reading
 from curlfx.run.verify import Check, VerifyReport
@@ -54,7 +55,8 @@ def _fault(summary: Any) -> str | None:
         if first["type"] == "missing":
             return f"key '{key}' is missing"
         return f"key '{key}' = {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-    return None if "accuracy_before" in summary["recovery"] else "key 'recovery.accuracy_before' is missing"
+    missing = [key for key in ("accuracy_before", "accuracy_after") if key not in summary["recovery"]]
+    return f"key 'recovery.{missing[0]}' is missing" if missing else None
 
 
 def write_page(directory: RunDirectory) -> None:
@@ -96,7 +98,6 @@ def _summary(job: Job) -> Summary:
     dense, slim = _figures(done, "dense"), _figures(done, "slim")
     gated, checks = done["slim"]["check"], done["verify"]["checks"]
     passed = VerifyReport(tuple(Check(**check) for check in (gated, *checks))).passed
-    recovery = config.recovery.model_dump(mode="json")
     return Summary(
         model=config.model,
         seed=config.seed,
@@ -108,9 +109,22 @@ def _summary(job: Job) -> Summary:
         verification=Verification(gated["error"], max(check["error"] for check in checks), passed=passed),
         target=config.target.as_mapping(),
         importance=config.importance,
-        recovery={**recovery, "accuracy_before": done["unrecovered"]["accuracy"]},
+        recovery={**config.recovery.model_dump(mode="json"), **_recovered(config.recovery, done)},
         seconds={stage: round(seconds, 3) for stage, seconds in job.directory.seconds.items()},
     )
+
+
+def _recovered(config: RecoveryConfig, done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Accuracy on the test images before the recovery, and after each of its stages; None where one did nothing."""
+    final = done["accuracy"]["accuracy"]
+    refined = config.refine.epochs > 0
+    recovered = (done["recover"]["accuracy"] if refined else final) if config.epochs else None
+    after = {
+        "recalibrate": done["recalibrate"]["accuracy"],
+        "recover": recovered,
+        "refine": final if refined else None,
+    }
+    return {"accuracy_before": done["unrecovered"]["accuracy"], "accuracy_after": after}
 
 
 def _figures(done: Mapping[str, Mapping[str, Any]], network: str) -> NetworkFigures:

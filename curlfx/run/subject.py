@@ -56,9 +56,11 @@ def load_subject(config: RunConfig) -> Subject:
     check_criterion(config.importance)
     check_runtime(config.bench.provider, config.bench.threads)
     check_runtime("cpu", config.threads or 0)
-    data = load_data(config.data, shape=wanted_shape(config), limit=config.limit)
+    data = load_data(config.data, shape=wanted_shape(config), limit=config.limit, train_limit=config.train_limit)
     for split in SPLITS:
         data.size(split)
+    if config.expands:
+        data.expanded()
     model = _network(config, data.num_classes)
     check_fit(model, data)
     example = next(iter(data.loader("test", EXAMPLES)))[0]

@@ -1,25 +1,41 @@
-"""The stages that train and judge: the dense network, its accuracy, recovery, and the accuracy after it."""
+"""The stages that train and judge: the dense network, the slim one before, within and after its recovery."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from torch import nn
 
-from curlfx.recovery import FitResult, Loader, evaluate, fit
-from curlfx.run.config import TrainingConfig
-from curlfx.run.job import EVALUATION_BATCH, Job, save_tensors
+from curlfx.recovery import FitResult, Loader, Recipe, evaluate, fit
+from curlfx.recovery import recalibrate as measure
+from curlfx.recovery import refine as refine_labels
+from curlfx.recovery.batches import batches
+from curlfx.recovery.recover import training_loader
+from curlfx.run.job import EVALUATION_BATCH, SLIM, Job, save_tensors
 
 Result = dict[str, Any]
 
 
 def train(job: Job) -> Result:
     """Train the dense network on the data, unless it came with weights."""
+    config = job.config.train
     if not job.config.trains_first:
         if job.config.weights is None:
             job.say("no weights and train.epochs=0: the dense network keeps its random weights")
         return {"epochs": 0}
-    found = _fit(job, job.subject.model, job.config.train, "train", None)
+    seed, device = job.config.seed, str(job.subject.device)
+    found = fit(
+        job.subject.model,
+        job.data.loader("train", config.batch_size, seed=seed, augment=True, shuffle=True),
+        config.settings(seed=seed, device=device),
+        validation=_validation(job),
+        stage="train",
+        progress=job.progress,
+        checkpoint=job.checkpoint("train.pt"),
+        resume=True,
+    )
+    _tell(job, found, "train")
     job.say(f"trained the dense network: {len(found.history)} epochs in {found.seconds:.1f} s")
     save_tensors(job.subject.model, job.checkpoint("dense.safetensors"))
     return {"epochs": len(found.history), "accuracy": found.accuracy}
@@ -35,15 +51,53 @@ def judge_unrecovered(job: Job) -> Result:
     return {"accuracy": _accuracy(job, job.slim.module, "unrecovered", "straight after slimming")}
 
 
+def recalibrate(job: Job) -> Result:
+    """Measure BatchNorm's statistics of the slim network afresh, if that is asked for, and judge it again."""
+    wanted, network = job.config.recovery.recalibrate_batches, job.slim.module
+    if wanted == 0:
+        return {"batches": 0, "norms": 0, "accuracy": None}
+    loader = job.data.loader("train", job.config.recovery.batch_size, seed=job.config.seed, shuffle=True)
+    epochs = -(-wanted // len(loader))
+    drawn = itertools.chain.from_iterable(batches(loader, epoch) for epoch in range(epochs))
+    norms = measure(network, itertools.islice(drawn, wanted), device=str(job.subject.device))
+    accuracy = _accuracy(job, network, "recalibrated", f"after measuring {norms} BatchNorms on {wanted} batches")
+    save_tensors(network, job.file(SLIM), plan="plan.json")
+    return {"batches": wanted, "norms": norms, "accuracy": accuracy}
+
+
 def recover(job: Job) -> Result:
     """Train the slim network with the dense one as its teacher."""
-    settings, network = job.config.recovery, job.slim.module
+    recipe, network = _recipe(job), job.slim.module
     found = FitResult((), 0.0)
-    if settings.epochs:
-        found = _fit(job, network, settings, "recover", job.dense if settings.distillation else None)
+    if recipe.train.epochs:
+        found = fit(
+            network, training_loader(job.data, recipe), recipe.train, teacher=job.dense, validation=_validation(job),
+            stage="recover", progress=job.progress, checkpoint=job.checkpoint("recover.pt"), resume=True,
+        )  # fmt: skip
+        _tell(job, found, "recover")
         job.say(f"recovered the slim network: {len(found.history)} epochs in {found.seconds:.1f} s")
-    save_tensors(network, job.file("slim.safetensors"), plan="plan.json")
-    return {"epochs": len(found.history), "accuracy": found.accuracy}
+    accuracy = None
+    if recipe.train.epochs and recipe.refine.epochs:  # else it is what the last stage will find
+        accuracy = _accuracy(job, network, "recovered", "before the labels are refined")
+    save_tensors(network, job.file(SLIM), plan="plan.json")
+    return {"epochs": len(found.history), "accuracy": accuracy}
+
+
+def refine(job: Job) -> Result:
+    """Train soft labels along with the slim network, if that is asked for."""
+    recipe, network = _recipe(job), job.slim.module
+    if recipe.refine.epochs == 0:
+        return {"epochs": 0, "labels": None}
+    found, labels = refine_labels(
+        network, job.data, recipe, teacher=job.dense, validation=_validation(job), progress=job.progress,
+        checkpoint=job.checkpoint("refine.pt"), resume=True,
+    )  # fmt: skip
+    _tell(job, found, "refine")
+    count, classes = labels.values.shape
+    job.say(f"refined {count} labels of {classes} classes: {len(found.history)} epochs in {found.seconds:.1f} s")
+    save_tensors(network, job.file(SLIM), plan="plan.json")
+    file = labels.file
+    return {"epochs": len(found.history), "labels": None if file is None else str(file.relative_to(job.directory.path))}
 
 
 def judge_slim(job: Job) -> Result:
@@ -52,34 +106,25 @@ def judge_slim(job: Job) -> Result:
     return {"accuracy": accuracy, "images": job.subject.data.size("test")}
 
 
-def _fit(job: Job, network: nn.Module, config: TrainingConfig, stage: str, teacher: nn.Module | None) -> FitResult:
-    data, seed = job.subject.data.to(job.subject.device), job.config.seed
-    checkpoint = job.checkpoint(f"{stage}.pt")
-    found = fit(
-        network,
-        data.loader("train", config.batch_size, seed=seed, augment=True, shuffle=True),
-        config.settings(seed=seed, device=str(job.subject.device)),
-        teacher=teacher,
-        validation=_validation(job),
-        stage=stage,
-        progress=job.progress,
-        checkpoint=checkpoint,
-        resume=True,
-    )
+def _recipe(job: Job) -> Recipe:
+    return job.config.recovery.of(seed=job.config.seed, device=str(job.subject.device))
+
+
+def _tell(job: Job, found: FitResult, stage: str) -> None:
+    """Log the epochs of a training that ran now."""
     for record in found.history[found.resumed_after :]:
         judged = "" if record.validation is None else f"  accuracy {record.validation:.4f}"
         job.log(f"{stage} epoch {record.epoch}  loss {record.loss:.4f}{judged}  lr {record.lr:.2g}")
-    return found
 
 
 def _validation(job: Job) -> Loader:
     """Held-out training images where the data has them; else test images, only shown: nothing is chosen by them."""
-    data = job.subject.data.to(job.subject.device)
+    data = job.data
     return data.loader("val" if "val" in data.splits else "test", EVALUATION_BATCH)
 
 
 def _accuracy(job: Job, network: nn.Module, stage: str, which: str) -> float:
-    loader = job.subject.data.to(job.subject.device).loader("test", EVALUATION_BATCH)
+    loader = job.data.loader("test", EVALUATION_BATCH)
     accuracy = evaluate(network, loader, device=str(job.subject.device), stage=stage, progress=job.progress)
     job.say(f"accuracy {which}: {accuracy:.4f}")
     return accuracy

@@ -15,9 +15,9 @@ from curlfx.errors import CurlfxError, DataError
 from curlfx.sources.builtin import cifar10, digits, fashion_mnist, random_images
 from curlfx.sources.factory import describe, did_you_mean, load_attribute
 from curlfx.sources.folder import image_folder
-from curlfx.sources.images import Images, Normalisation, balanced, held_out
+from curlfx.sources.images import Augment, Images, Normalisation, balanced, held_out
 from curlfx.sources.source import DataRequest, DataSource, SplitName
-from curlfx.sources.streamed import StreamedImages
+from curlfx.sources.streamed import Change, StreamedImages
 
 SOURCES: Mapping[str, Callable[[DataRequest], DataSource]] = MappingProxyType(
     {
@@ -37,6 +37,7 @@ def load_data(
     shape: tuple[int, int, int] | None = None,
     normalisation: Normalisation | None = None,
     limit: int | None = None,
+    train_limit: int | None = None,
     val_share: float = 0.0,
 ) -> DataSource:
     """Return the images that ``spec`` names.
@@ -48,12 +49,14 @@ def load_data(
         shape: Shape of one image ``(C, H, W)``; none takes the data's own (224 x 224 for large images of many sizes).
         normalisation: None takes what is usual for the data.
         limit: Images per split, every class as often as possible; none takes all.
+        train_limit: The same for training images alone, after ``val`` has been held out.
         val_share: Share of the training images to hold out as ``val``, in [0, 1), where the data has no ``val``.
 
     Raises: DataError naming the folder, the class or the file that is missing or damaged.
     """
-    if limit is not None and limit < 1:
-        raise DataError(f"data {spec}: limit={limit}, want 1 or more")
+    for name, count in (("limit", limit), ("train_limit", train_limit)):
+        if count is not None and count < 1:
+            raise DataError(f"data {spec}: {name}={count}, want 1 or more")
     if not 0 <= val_share < 1:
         raise DataError(f"data {spec}: val_share={val_share}, want a share in [0, 1)")
     kind, separator, where = spec.partition(":")
@@ -65,7 +68,14 @@ def load_data(
     else:
         known = ", ".join(SOURCES)
         raise DataError(f"data {spec!r}: want one of {known}, or file.py:factory{did_you_mean(spec, SOURCES)}")
-    return _with_val(source, val_share)
+    source = _with_val(source, val_share)
+    return source if train_limit is None else _with_train(source, train_limit)
+
+
+def _with_train(source: DataSource, limit: int) -> DataSource:
+    train = source.images("train")
+    splits: dict[SplitName, Images] = {**source.splits, "train": train.subset(balanced(train.labels, limit))}
+    return replace(source, splits=splits)
 
 
 def _with_val(source: DataSource, share: float) -> DataSource:
@@ -94,6 +104,18 @@ def _from_factory(request: DataRequest) -> DataSource:
         return source
     splits = {name: images.subset(balanced(images.labels, request.limit)) for name, images in source.splits.items()}
     return replace(source, splits=splits)
+
+
+def from_datasets(splits: Mapping[SplitName, Dataset[Any]], *, name: str = "datasets") -> DataSource:
+    """Return torch data sets as data for `curlfx.recover` and the other stages.
+
+    Args:
+        splits: ``train``, ``test`` and perhaps ``val``; each yields ``(float image (C, H, W), label)``.
+        name: For messages.
+
+    Raises: DataError for other splits, images of several shapes, labels that are no whole numbers from 0.
+    """
+    return _from_datasets(DataRequest(name), splits)
 
 
 def _from_datasets(request: DataRequest, made: object) -> DataSource:
@@ -142,8 +164,8 @@ class DatasetReader:
     name: str
     shape: tuple[int, ...] | None = None
 
-    def read(self, index: int, *, augment: bool) -> Tensor:  # noqa: ARG002
-        """Return image ``index``, ``(C, H, W)`` float32.
+    def read(self, index: int, *, augment: Augment, change: Change | None = None) -> Tensor:  # noqa: ARG002
+        """Return image ``index``, ``(C, H, W)`` float32; ``change`` comes after the data set's own transforms.
 
         Raises: DataError for another shape, and for what is no float tensor of finite values.
         """
@@ -158,4 +180,5 @@ class DatasetReader:
             )
         if not bool(torch.isfinite(image).all()):
             raise DataError(f"data {self.name}: image {index} holds NaN or infinite values; mend or remove it")
-        return image.float()
+        image = image.float()
+        return image if change is None else change(image)

@@ -14,9 +14,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from curlfx.errors import DataError
-from curlfx.sources.images import ArrayImages, Augmentation, Images, Normalisation, balanced
+from curlfx.sources.images import ArrayImages, Augment, Augmentation, Images, Normalisation, balanced
 from curlfx.sources.source import DataRequest, DataSource, SplitName
-from curlfx.sources.streamed import StreamedImages, default_workers
+from curlfx.sources.streamed import Change, StreamedImages, default_workers
 
 SMALL = 64
 """Images of at most this height and width, in pixels, are decoded once and kept."""
@@ -159,6 +159,8 @@ def _streamed(listing: Listing, shape: tuple[int, int, int], normalisation: Norm
 class FolderReader:
     """Reads an image file as the ImageNet protocol does: random resized crop and flip, or resize and centre crop.
 
+    The mild random changes are resize, random crop and flip.
+
     Attributes:
         paths: The files.
         shape: Shape ``(C, H, W)`` of the result.
@@ -169,13 +171,21 @@ class FolderReader:
     shape: tuple[int, int, int]
     normalisation: Normalisation
 
-    def read(self, index: int, *, augment: bool) -> Tensor:
-        """Return image ``index``, ``(C, H, W)`` float32. Raises: DataError naming the file."""
+    def read(self, index: int, *, augment: Augment, change: Change | None = None) -> Tensor:
+        """Return image ``index``, ``(C, H, W)`` float32; ``change`` sees the file's own pixels.
+
+        Raises: DataError naming the file.
+        """
         image = opened(self.paths[index], self.shape[0])
+        if change is not None:
+            image = v2.functional.to_pil_image(change(v2.functional.pil_to_tensor(image)))
         size = list(self.shape[1:])
-        if augment:
-            changed = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])(image)
+        around = round(max(size) / CROP_SHARE)
+        if augment == "mild":
+            steps = [v2.Resize(around), v2.RandomCrop(size), v2.RandomHorizontalFlip()]
+        elif augment:
+            steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
         else:
-            around = round(max(size) / CROP_SHARE)
-            changed = v2.Compose([v2.Resize(around), v2.CenterCrop(size)])(image)
+            steps = [v2.Resize(around), v2.CenterCrop(size)]
+        changed = v2.Compose(steps)(image)
         return self.normalisation(v2.functional.pil_to_tensor(changed)[None])[0]

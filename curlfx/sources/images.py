@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Augment = bool | Literal["mild"]
+"""Random changes: none, those of a training, or milder ones, which leave nearly the whole of a large image in view."""
 SUBSET_SEED = 0
 """Subsets and held-out images are the same in every run, whatever its seed."""
 
@@ -67,7 +69,7 @@ class Images(Protocol):
     def labels(self) -> Tensor:
         """Return the labels."""
 
-    def batches(self, order: Sequence[Tensor], *, augment: bool, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Sequence[Tensor], *, augment: Augment, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield ``(images, labels)`` for every index tensor of ``order``; ``seed`` decides the random changes."""
 
     def subset(self, indices: Tensor) -> Self:
@@ -96,15 +98,17 @@ class ArrayImages:
     augmentation: Augmentation = Augmentation()
     shape: tuple[int, int, int] | None = None
 
-    def batches(self, order: Sequence[Tensor], *, augment: bool, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Sequence[Tensor], *, augment: Augment, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches as `Images.batches` says."""
         generator = torch.Generator().manual_seed(seed)
-        device = self.pixels.device
         for indices in order:
-            pixels = self.pixels[indices.to(device)]
-            if augment:
-                pixels = augmented(pixels, self.augmentation, generator)
-            yield resized(self.normalisation(pixels), self.shape), self.labels[indices].to(device)
+            batch = self.subset(indices)
+            yield batch.floats(augment, generator), batch.labels.to(self.pixels.device)
+
+    def floats(self, augment: Augment, generator: torch.Generator) -> Tensor:
+        """Return all images as a network takes them, ``(N, C, H, W)`` float32; the mild changes are the usual ones."""
+        pixels = augmented(self.pixels, self.augmentation, generator) if augment else self.pixels
+        return resized(self.normalisation(pixels), self.shape)
 
     def subset(self, indices: Tensor) -> ArrayImages:
         """Return the images at ``indices``."""
@@ -144,32 +148,52 @@ class Loader:
 
     Batches differ by at most one image in size: none is dropped, and none is so small that BatchNorm's statistics
     would suffer.
+
+    Args:
+        augment: Random changes of the images.
+        shuffle: Another order in every epoch.
+        indexed: Yield triples whose third are the images' positions in the split, ``(B,)`` int64 on the CPU.
     """
 
     def __init__(
-        self, images: Images, batch_size: int, *, seed: int = 0, augment: bool = False, shuffle: bool = False
+        self,
+        images: Images,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        augment: Augment = False,
+        shuffle: bool = False,
+        indexed: bool = False,
     ) -> None:
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
-        self.augment = augment
+        self.augment: Augment = augment
         self.shuffle = shuffle
+        self.indexed = indexed
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         return math.ceil(len(self.images.labels) / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches of epoch 0."""
         return self.epoch(0)
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
         """Yield the batches of epoch ``number``, from 0."""
         count, seed = len(self.images.labels), epoch_seed(self.seed, number)
         order = torch.arange(count)
         if self.shuffle:
             order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        return self.images.batches(order.tensor_split(len(self)), augment=self.augment, seed=seed)
+        positions = order.tensor_split(len(self))
+        batches = self.images.batches(positions, augment=self.augment, seed=seed)
+        return _indexed(batches, positions) if self.indexed else batches
+
+
+def _indexed(batches: Iterator[tuple[Tensor, Tensor]], positions: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    for (images, labels), where in zip(batches, positions, strict=True):
+        yield images, labels, where
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from curlfx.errors import DataError
-from curlfx.sources.images import Images, Loader, Normalisation
+from curlfx.sources.expansion import expanded
+from curlfx.sources.images import Augment, Images, Loader, Normalisation
 
 SplitName = Literal["train", "val", "test"]
 
@@ -47,10 +48,29 @@ class DataSource:
         return self.splits[split]
 
     def loader(
-        self, split: SplitName, batch_size: int, *, seed: int = 0, augment: bool = False, shuffle: bool = False
+        self,
+        split: SplitName,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        augment: Augment = False,
+        shuffle: bool = False,
+        indexed: bool = False,
     ) -> Loader:
-        """Return batches ``(images (N, C, H, W) float32, labels (N,) int64)``. Raises: DataError: no such split."""
-        return Loader(self.images(split), batch_size, seed=seed, augment=augment, shuffle=shuffle)
+        """Return batches ``(images (N, C, H, W) float32, labels (N,) int64)``; ``indexed``: and ``positions (N,)``.
+
+        Raises: DataError: no such split.
+        """
+        return Loader(self.images(split), batch_size, seed=seed, augment=augment, shuffle=shuffle, indexed=indexed)
+
+    def expanded(self, seed: int = 0) -> DataSource:
+        """Return the same data with every training image in six versions, the images themselves first.
+
+        Version v of image i is at position ``v * size("train") + i`` of this data, and the same whenever it is asked
+        for; random changes of a training come on top. Raises: DataError for images that are expanded already.
+        """
+        train = expanded(self.images("train"), seed, f"data {self.name}")
+        return replace(self, splits={**self.splits, "train": train})
 
     def proxy(self, n: int, seed: int = 0) -> Tensor:
         """Return ``n`` random training images, all of them when there are fewer, as they look in evaluation.

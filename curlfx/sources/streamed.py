@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -12,17 +12,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from curlfx.errors import DataError
+from curlfx.sources.images import Augment
 
 MAX_WORKERS = 8
 Item = tuple[int, int]
 """Position of an image, and the seed of its random changes."""
+Change = Callable[[Tensor], Tensor]
+"""Makes an image of another, ``(C, H, W)`` in and out, of one dtype."""
 
 
 class Reader(Protocol):
     """Reads one image; goes to other processes, so it must be picklable."""
 
-    def read(self, index: int, *, augment: bool) -> Tensor:
-        """Return image ``index``, ``(C, H, W)`` float32. Raises: DataError naming the file."""
+    def read(self, index: int, *, augment: Augment, change: Change | None = None) -> Tensor:
+        """Return image ``index``, ``(C, H, W)`` float32; ``change`` comes before the random changes.
+
+        Raises: DataError naming the file.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +47,7 @@ class StreamedImages:
     labels: Tensor
     workers: int
 
-    def batches(self, order: Sequence[Tensor], *, augment: bool, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Sequence[Tensor], *, augment: Augment, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches as `curlfx.sources.images.Images.batches` says.
 
         The seed of an image's random changes depends on ``seed`` and its place in ``order``, not on the worker.
@@ -73,9 +79,9 @@ class StreamedImages:
 
 
 class _Reads(Dataset[Tensor | DataError]):
-    def __init__(self, reader: Reader, *, augment: bool) -> None:
+    def __init__(self, reader: Reader, *, augment: Augment) -> None:
         self.reader = reader
-        self.augment = augment
+        self.augment: Augment = augment
 
     def __getitem__(self, item: Item) -> Tensor | DataError:
         index, seed = item

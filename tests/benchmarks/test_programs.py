@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-PROGRAMS = ["accuracy.py", "compile_time.py", "coverage.py", "fuzz.py", "rivals.py", "scaling.py"]
+PROGRAMS = ["accuracy.py", "compile_time.py", "coverage.py", "fuzz.py", "limited_data.py", "rivals.py", "scaling.py"]
 
 
 def start(*arguments):
@@ -57,3 +57,22 @@ def test_fuzz_examines_once_and_repeats_one(tmp_path):
     assert "networks" not in again.stderr
     one = start("fuzz.py", "--only", "1", "--onnx-every", "0")
     assert one.stdout.splitlines()[0] == row["recipe"]
+
+
+def test_limited_data_measures_once(tmp_path):
+    record = tmp_path / "results" / "record.jsonl"
+    network = f"{FOLDER.parent / 'tests' / 'run' / 'tiny_networks.py'}:residual"
+    options = ["--data", "digits", "--model", network, "--small-model", network, "--per-class", "2"]
+    options += ["--epochs", "1", "--refine-epochs", "1", "--proxy", "8", "--test-limit", "20", "--seeds", "0"]
+    options += ["--arms", "plain,curl,scratch,small", "--record", str(record)]
+    first = start("limited_data.py", *options)
+    assert first.returncode == 0, first.stderr
+    rows = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+    assert [(row["arm"], row["steps"]) for row in rows] == [("plain", 1), ("curl", 5), ("scratch", 1), ("small", 1)]
+    assert rows[0]["macs"] == rows[2]["macs"] <= 0.32 * rows[3]["macs"]
+    assert rows[0]["accuracy_before"] == rows[1]["accuracy_before"]
+    assert "| slimmed, cross-entropy " in first.stdout
+    assert list((tmp_path / "results" / "record.work").iterdir()) == []
+    second = start("limited_data.py", *options)
+    assert second.stdout == first.stdout
+    assert len(record.read_text(encoding="utf-8").splitlines()) == 4

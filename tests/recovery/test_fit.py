@@ -53,7 +53,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 QUICK = TrainSettings(epochs=4, lr=0.1, warmup_epochs=0.5)
 FULL = TrainSettings(
-    epochs=4, lr=0.1, warmup_epochs=1, ema_decay=0.9, clip_gradient=1.0, label_smoothing=0.1, amp="bfloat16"
+    epochs=4, lr=0.1, warmup_epochs=1, ema_decay=0.9, clip_gradient=1.0, label_smoothing=0.1, amp="bfloat16", mixup=0.5
 )
 
 
@@ -152,10 +152,11 @@ def test_leaves_the_callers_random_state_alone():
     assert (torch.rand(1), random.random(), np.random.rand()) == wanted  # noqa: NPY002
 
 
-def test_distillation_follows_the_teacher_alone():
+@pytest.mark.parametrize("mixup", [0.0, 1.0])
+def test_distillation_follows_the_teacher_alone(mixup):
     teacher, student = network(1), network(2)
     fit(teacher, Clouds(), QUICK)
-    settings = TrainSettings(epochs=6, lr=0.1, distillation=1.0)
+    settings = TrainSettings(epochs=6, lr=0.1, distillation=1.0, mixup=mixup)
 
     class Mislabelled(Clouds):
         def epoch(self, number):
@@ -229,8 +230,11 @@ def test_refuses_unfit_data():
         fit(network(classes=2), Clouds(), QUICK)
     with pytest.raises(DataError, match="no batch"):
         fit(network(), Clouds(0), QUICK)
-    with pytest.raises(DataError, match="pairs"):
+    with pytest.raises(DataError, match=r"yields torch\.float32 \(1,\); want pairs"):
         fit(network(), [torch.zeros(1)], QUICK)
+    images, labels = next(iter(Clouds(1).epoch(0)))
+    with pytest.raises(DataError, match=r"torch\.float32 \(16,\)\); want pairs"):
+        fit(network(), [(images, labels, torch.ones(16))], QUICK)  # weights of the images, it seems
     with pytest.raises(ModelError, match="class logits"):
         fit(nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten(0)), Clouds(), QUICK)
     with pytest.raises(ModelError, match="nothing to train"):
@@ -260,7 +264,9 @@ def test_checkpoint_into_a_missing_folder(tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [{"epochs": -1}, {"lr": -0.1}, {"lr": math.nan}, {"momentum": 1.5}, {"distillation": 2.0}, {"temperature": 0.0},
-     {"amp": "float8"}, {"memory_format": "nhwc"}, {"batch_size": 0}, {"momentum": 0.0}],
+     {"mixup": -0.5}, {"label_lr": -1.0},
+     {"amp": "float8"}, {"memory_format": "nhwc"}, {"batch_size": 0}, {"momentum": 0.0},
+     {"warmup_epochs": 11.0}],
 )  # fmt: skip
 def test_settings_refuse(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):

@@ -229,7 +229,15 @@ def test_stages_have_one_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [("model",), ("dense",), ("slim", "latency_ms", "median"), ("recovery", "accuracy_before"), ("seconds",)]
+    "path",
+    [
+        ("model",),
+        ("dense",),
+        ("slim", "latency_ms", "median"),
+        ("recovery", "accuracy_before"),
+        ("recovery", "accuracy_after"),
+        ("seconds",),
+    ],
 )
 def test_a_summary_that_lacks_a_key(finished: RunResult, tmp_path: Path, path: tuple[str, ...]) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(without(finished.summary, *path)))
