@@ -19,8 +19,8 @@ from curlfx.errors import OutputError, PlanError
 from curlfx.files import write_bytes
 from curlfx.graph.traced import TracedModel
 from curlfx.importance import Scores
-from curlfx.passes.slim import Slim
 from curlfx.planning import SlimPlan
+from curlfx.planning.apply import slim as slim_by_plan
 from curlfx.progress import Progress
 from curlfx.run.config import RunConfig
 from curlfx.run.directory import RunDirectory
@@ -125,8 +125,10 @@ class Job:
     @cached_property
     def slim(self) -> TracedModel:
         """The slim network, with recovered weights once there are some."""
-        network = Slim(self.coupling, self.plan.keep)(self.traced)
-        if "recover" in self.directory.done:
+        recovered = "recover" in self.directory.done
+        absorb = "none" if recovered else self.config.absorb_bias
+        network = slim_by_plan(self.traced, self.plan, self.coupling, absorb_bias=absorb)
+        if recovered:
             load_tensors(network.module, self.file("slim.safetensors"))
         network.module.eval()
         return network
