@@ -278,7 +278,7 @@ def test_fixtures() -> None:
 
 def test_composed_networks() -> None:
     seen = []
-    for seed in range(10):
+    for seed in range(20):
         choose = chooser(seed)
         recipe = draw_recipe(choose, max_depth=2)
         seen.append(check(trace(recipe.build(), recipe.inputs()), recipe.inputs(3), choose))
