@@ -23,7 +23,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from accuracy_arms import ARMS, Narrowed, narrow, narrow_by_rival, outer_layers
+from accuracy_arms import ARMS, Narrowed, narrow, narrow_by_rival, outer_norms
 from tables import fixed, markdown, percent
 from torch import Tensor, nn
 
@@ -119,7 +119,7 @@ class Bench:
         key = (criterion, seed, inner)
         if key not in self._scores:
             traced = copy.deepcopy(self.traced).to(self.device)
-            coupling = couple(traced, frozen=outer_layers(self.model) if inner else ())
+            coupling = couple(traced, frozen=outer_norms(self.model) if inner else ())
             batches = list(zip(*(part.split(64) for part in self.proxy(seed)), strict=True))
             self._scores[key] = score(traced, coupling, criterion, data=batches, seed=seed, progress=Lines(criterion))
         return self._scores[key]

@@ -16,7 +16,7 @@ from curlfx.importance import Scores
 from curlfx.models.resnet_cifar import CifarResNet
 from curlfx.planning import plan, slim
 
-__all__ = ["ARMS", "Arm", "Narrowed", "narrow", "narrow_by_rival", "outer_layers"]
+__all__ = ["ARMS", "Arm", "Narrowed", "narrow", "narrow_by_rival", "outer_norms"]
 
 FLOOR = 0.3
 STEPS = 12
@@ -88,7 +88,7 @@ def narrow(arm: Arm, model: nn.Module, traced: TracedModel, scores: Callable[[bo
         scores: Scores of the criterion; told whether only inner channels count.
         target: MACs to reach, like ``"50%"``.
     """
-    coupling = couple(traced, frozen=outer_layers(model) if arm.inner else ())
+    coupling = couple(traced, frozen=outer_norms(model) if arm.inner else ())
     found = plan(
         traced,
         coupling,
@@ -115,6 +115,11 @@ def outer_layers(model: nn.Module) -> list[str]:
     last = {name.rpartition(".")[0]: name for name in names if ".conv" in name}
     shortcuts = [name for name in names if "downsample" in name]
     return ["conv1", *last.values(), *shortcuts]
+
+
+def outer_norms(model: nn.Module) -> list[str]:
+    """Names of their normalisations: freezing the layers would freeze the channels that they read, too."""
+    return [name.replace("conv", "bn") for name in outer_layers(model) if "downsample" not in name]
 
 
 def narrow_by_rival(arm: Arm, model: nn.Module, batch: tuple[Tensor, Tensor], target: str) -> Narrowed:

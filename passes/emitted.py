@@ -30,7 +30,10 @@ LAYERS = CONVOLUTIONS | TRANSPOSED | {"linear"}
 _NORMS = frozenset({"batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm"})
 _SUMS = frozenset({"sum", "mean", "amax", "amin"})
 _FAMILIES = frozenset(family.__name__ for family in (movement, joining, pointwise, spatial))
-"""Ops that may be run on values of which some are NaN: what they make of the others does not depend on these."""
+"""Ops that may be run on values of which some are NaN: what they make of the others does not depend on these.
+
+All but sampling at computed places (``grid_sampler``), which takes NaN for a place outside of the image.
+"""
 
 
 @dataclass(frozen=True)
@@ -91,19 +94,19 @@ class _Follower:
         for reader, source in coupling.reads:
             self.sources.setdefault(reader, []).append(source)
 
+    @torch.no_grad()
     def run(self) -> Iterator[Read]:
         """Follow the graph; values are forgotten after their last reader."""
         last = {source: node for node in self.traced.graph.nodes for source in node.all_input_nodes}
         ending: dict[Node, list[Node]] = {}
         for source, node in last.items():
             ending.setdefault(node, []).append(source)
-        with torch.no_grad():
-            for node in self.traced.graph.nodes:
-                lost = [] if self.settled is None else list(self._lost(node))
-                yield from lost
-                self.values[node] = self._value(node, lost)
-                for source in ending.get(node, ()):
-                    del self.values[source]
+        for node in self.traced.graph.nodes:
+            lost = [] if self.settled is None else list(self._lost(node))
+            yield from lost
+            self.values[node] = self._value(node, lost)
+            for source in ending.get(node, ()):
+                del self.values[source]
 
     def _lost(self, node: Node) -> Iterator[Read]:
         """What the node loses of each of its inputs, where something goes that was not 0."""
@@ -121,13 +124,13 @@ class _Follower:
             return tensor.clone() if any(mutates(user) for user in node.users) else tensor
         if node.op != "call_function":
             return self._unknown(value)
-        if node in self.constants or is_getitem(node):
+        if is_getitem(node) or (node in self.constants and not _draws(node)):
             return self._called(node)
         name = _name(node)
         if name in LAYERS or name in _NORMS:
             emitted = self._layer(node, lost) if name in LAYERS else self._norm(node, name)
-            if not bool(emitted.isnan().all()):
-                self.made[node] = emitted
+            if self.settled is None and not bool(emitted.isnan().all()):
+                self.made[node] = emitted.clone()  # an activation may work in place
             return emitted
         return self._followed(node, name)
 
@@ -143,7 +146,7 @@ class _Follower:
         """The op on values of which some are NaN; nothing is known of the result of other ops."""
         rule = rule_for(node.target, self.coupling.rules)
         operands = [self.values[source] for source in node.all_input_nodes]
-        known = rule is not None and (rule.__module__ in _FAMILIES or name in _SUMS)
+        known = rule is not None and (rule.__module__ in _FAMILIES or name in _SUMS) and name != "grid_sampler"
         if not known or _draws(node) or any(operand is None for operand in operands):
             if mutates(node) and isinstance(operands[0], Tensor):
                 operands[0].fill_(torch.nan)
@@ -198,7 +201,7 @@ class _Follower:
         """What a convolution or linear layer emits: its bias, where the weights are 0 or the channel goes."""
         named, weight = named_arguments(node), self._weight(node)
         result: Tensor = self._unknown(node.meta["val"])
-        if weight is None:
+        if weight is None or (_name(node) != "linear" and result.ndim != weight.ndim):
             return result
         axis = -1 if _name(node) == "linear" else 1
         bias = self._vector(named["bias"], weight)

@@ -141,6 +141,40 @@ def test_other_channels_leave_their_mean_behind() -> None:
     torch.testing.assert_close(after.parameter("3.bias"), want.detach(), rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("activation", [nn.Hardswish, nn.SiLU, nn.Hardsigmoid, nn.ELU])
+def test_activations_in_place(activation: type[nn.Module]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), activation(inplace=True), nn.Conv2d(4, 2, 1))
+    traced, coupling, x = prepared(net)
+    keep = {"0.weight": (1, 3)}
+    dense = silenced(traced, coupling, keep)
+    assert error(slimmed(dense, coupling, keep), dense, (x,)) <= EXACT
+
+
+class Moved(nn.Module):
+    """Reads its channels at places that the image says, or adds noise to them."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.sigmoid(self.first(x))
+        if self.kind == "noise":
+            return self.last(y + torch.rand(1, 4, 8, 8, dtype=y.dtype))
+        places = x[:, :2].movedim(1, 3)
+        return self.last(nn.functional.grid_sample(y, places, align_corners=False))
+
+
+@pytest.mark.parametrize("kind", ["places", "noise"])
+def test_what_hangs_on_the_image_or_on_chance_is_no_constant(kind: str) -> None:
+    traced, coupling, _ = prepared(Moved(kind))
+    keep = {"first.weight": (1, 2, 3)}
+    found = absorption(silenced(traced, coupling, keep), coupling, keep)
+    assert found.shifts == {}
+    assert [refusal.reason for refusal in found.refused] == ["it depends on the images"]
+
+
 def padded(mode: str) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 2, 3, padding=1, padding_mode=mode))
 
