@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
-from benchmarks.trial import randomise, relative_error
+from benchmarks.trial import random_keep, randomise, relative_error
 from curlfx.coupling import Coupling, couple
 from curlfx.errors import KeepError, UsageError
 from curlfx.graph import TracedModel, show, trace
@@ -286,6 +287,16 @@ def check(traced: TracedModel, inputs: tuple[Tensor, ...], choose: Choose) -> st
     off = error(slimmed(dense, coupling, keep), dense, inputs)
     assert off <= EXACT, f"off by {off:.1e}; keep {dict(keep)}"
     return "exact with shifts" if found.shifts else "nothing emitted"
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5"])
+def test_networks_of_torchvision(name: str) -> None:
+    traced, coupling, x = prepared(torchvision.models.get_model(name, weights=None), (3, 64, 64))
+    keep = random_keep(coupling.groups, 0.5, seed=1)
+    dense = silenced(traced, coupling, keep)
+    assert absorption(dense, coupling, keep).refused == ()
+    assert error(slimmed(dense, coupling, keep), dense, (x,)) <= EXACT
+    assert error(run(dense, [Slim(coupling, keep)])[0], dense, (x,)) > 0.1
 
 
 def chooser(seed: int) -> Choose:
