@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from curlfx.cost import macs, params
 from curlfx.coupling import couple
+from curlfx.errors import BudgetError
 from curlfx.graph import TracedModel, trace
 from curlfx.importance import Scores, score
 from curlfx.progress import StepEvent
@@ -292,13 +293,18 @@ def main() -> int:
             row = next((row for row in record if wanted.items() <= row.items()), None)
             if row is None:
                 bench = bench or Bench(arguments)
-                row = bench.row(arm, seed, target)
+                try:
+                    row = bench.row(arm, seed, target)
+                except BudgetError as error:
+                    print(f"{target} {arm} seed {seed} is left out: {error}", file=sys.stderr, flush=True)
+                    continue
                 arguments.record.parent.mkdir(parents=True, exist_ok=True)
                 with arguments.record.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
             rows.append(row)
             print(f"{target} {arm} seed {seed}: {row['accuracy']:.4f}", file=sys.stderr, flush=True)
-        tables.append(describe(arguments, target, rows) + "\n\n" + table(rows) + "\n")
+        if rows:
+            tables.append(describe(arguments, target, rows) + "\n\n" + table(rows) + "\n")
     text = "\n".join(tables)
     print(text)
     if arguments.out:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from curlfx.cost import macs, params
 from curlfx.coupling import couple
+from curlfx.errors import BudgetError
 from curlfx.graph import TracedModel, trace
 from curlfx.importance import Scores
 from curlfx.models.resnet_cifar import CifarResNet
@@ -146,7 +147,7 @@ def narrow_by_rival(arm: Arm, model: nn.Module, batch: tuple[Tensor, Tensor], ta
         else:
             low = ratio
     if best is None:
-        raise SystemExit(f"Torch-Pruning does not reach {target} of the MACs with a ratio of up to {high}")
+        raise BudgetError(f"Torch-Pruning does not reach {target} of the MACs with a ratio of up to {high}")
     return best
 
 

@@ -79,3 +79,6 @@ def test_accuracy_measures_once(tmp_path):
     second = start("accuracy.py", *options)
     assert second.stdout == first.stdout
     assert "recover" not in second.stderr
+    far = start("accuracy.py", *(option if option != "60%" else "1%" for option in options))
+    assert far.returncode == 0, far.stderr
+    assert far.stderr.count("is left out: ") == len(arms)
