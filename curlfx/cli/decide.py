@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -99,9 +100,12 @@ def plan(
         option = refused.replace("_", "-")
         raise UsageError(f"--{option}: --width and --widths stand in place of a target; leave it out")
     targets = parsed_targets(target or ["macs=50%"])
-    ranking = None if given and scores is None else read_scores(scores or SCORES)
+    bare = bool(given) and scores is None and not SCORES.exists()
+    ranking = None if bare else read_scores(scores or SCORES)
     traced = open_network(model, shape=shape, classes=classes)
     coupling = open_coupling(traced, ignore)
+    if ranking is None:
+        print("note: no scores were given, the first channels of every group stay", file=sys.stderr)
     if given or ranking is None:
         found = plan_from_widths(traced, coupling, ranking, given)
     else:
