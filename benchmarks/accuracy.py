@@ -1,14 +1,19 @@
-"""Accuracy at a budget: criteria and controls side by side, with the same recovery for all of them.
+r"""Accuracy at a budget: criteria and controls side by side, with the same recovery for all of them.
 
 Every arm slims the same pretrained network to the same MACs and recovers it with the same images, epochs and learning
-rate; only the choice of channels differs. "uniform" gives every group the same share of channels, ranked by magnitude.
-A row that is on record is not measured again.
+rate; only the choice of channels differs. "uniform" gives every group the same share of channels, ranked by magnitude;
+"-per-macs" divides scores by the MACs of a channel; "-inner" lets only channels inside residual blocks go, as
+Torch-Pruning ("tp-") can with shortcuts that pad channels. A row that is on record is not measured again.
 
     python benchmarks/accuracy.py --data cifar10 --weights resnet20.safetensors --epochs 8 --seeds 0,1
+    python benchmarks/accuracy.py --data cifar10 --model benchmarks/cifar_networks.py:resnet18 --targets 50%,30% \
+        --train-epochs 30
 """
 
 import argparse
+import copy
 import json
+import re
 import statistics
 import sys
 import time
@@ -16,28 +21,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from accuracy_arms import ARMS, Narrowed, narrow, narrow_by_rival, outer_norms
 from tables import fixed, markdown, percent
+from torch import Tensor, nn
 
-from curlfx.coupling import Coupling, couple
+from curlfx.cost import macs, params
+from curlfx.coupling import couple
+from curlfx.errors import BudgetError
 from curlfx.graph import TracedModel, trace
 from curlfx.importance import Scores, score
-from curlfx.planning import SlimPlan, plan, slim
 from curlfx.progress import StepEvent
-from curlfx.recovery import TrainSettings, evaluate, recover
-from curlfx.sources import DataSource, load_data, load_model
+from curlfx.recovery import TrainSettings, evaluate, fit, recover
+from curlfx.recovery.hardware import choose_device
+from curlfx.sources import DataSource, input_shape, load_data, load_model, load_weights
 
 Row = dict[str, Any]
 
+ABSORBED = "accuracy_absorbed_"
 RECORD = Path(__file__).parent / "results" / "accuracy.jsonl"
-
-# Name of the arm: (criterion, allocation).
-ARMS: dict[str, tuple[str, str]] = {
-    "kl": ("kl", "global"),
-    "magnitude": ("magnitude", "global"),
-    "random": ("random", "global"),
-    "uniform": ("magnitude", "uniform"),
-}
 
 
 class Lines:
@@ -66,84 +69,111 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        self.model = load_model(arguments.model, weights=arguments.weights)
-        spec = arguments.data if ":" in arguments.data else f"imagefolder:{arguments.data}"
-        shape = (3, arguments.size, arguments.size)
-        self.data: DataSource = load_data(spec, shape=shape)
-        self.recovery_data = self._limited(spec, shape, arguments.train_limit)
+        self.device = choose_device(arguments.device)
+        self.shape = input_shape(arguments.model) if arguments.size is None else (3, arguments.size, arguments.size)
+        self.data = self._limited(None)
+        self.recovery_data = self._limited(arguments.train_limit)
+        self.test = self._limited(arguments.test_limit).loader("test", 500)
+        self.model = self._dense()
         self.traced: TracedModel = trace(self.model, (self.data.proxy(2),))
-        self.coupling: Coupling = couple(self.traced)
-        self.test = self._limited(spec, shape, arguments.test_limit).loader("test", 500)
-        self.dense_accuracy = evaluate(self.traced.module, self.test)
-        self._scores: dict[tuple[str, int], Scores] = {}
+        self.dense_accuracy = self.judge(self.traced.module)
+        self._scores: dict[tuple[str, int, bool], Scores] = {}
 
-    def _limited(self, spec: str, shape: tuple[int, int, int], limit: int | None) -> DataSource:
+    def _limited(self, limit: int | None) -> DataSource:
         """The data, or every class's share of ``limit`` images of it."""
-        return self.data if limit is None else load_data(spec, shape=shape, limit=limit)
+        spec = self.arguments.data
+        return load_data(f"imagefolder:{spec}" if Path(spec).is_dir() else spec, shape=self.shape, limit=limit)
 
-    def scores(self, criterion: str, seed: int) -> Scores:
+    def _dense(self) -> nn.Module:
+        """The dense network with its weights; trained first, once, where it has none."""
+        arguments = self.arguments
+        torch.manual_seed(0)
+        model = load_model(arguments.model, num_classes=self.data.num_classes, weights=arguments.weights)
+        if not arguments.train_epochs:
+            return model.eval()
+        name = re.sub(r"\W+", "-", arguments.model)
+        file = arguments.record.parent / f"dense-{name}-{arguments.train_epochs}.safetensors"
+        if file.exists():
+            load_weights(model, file)
+            return model.eval()
+        settings = TrainSettings(
+            epochs=arguments.train_epochs, lr=0.1, batch_size=128, distillation=0, device=arguments.device
+        )
+        loader = self.recovery_data.loader("train", settings.batch_size, augment=True, shuffle=True)
+        fit(model, loader, settings, progress=Lines("dense"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file({key: value.contiguous() for key, value in model.state_dict().items()}, file)
+        return model.eval()
+
+    def judge(self, network: nn.Module) -> float:
+        """Accuracy on the test images."""
+        return evaluate(network, self.test, device=self.arguments.device)
+
+    def proxy(self, seed: int) -> tuple[Tensor, Tensor]:
+        """The proxy images, with their classes."""
+        images = self.data.images("train")
+        order = torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(seed))
+        return self.data.proxy(self.arguments.proxy, seed), images.labels[order[: self.arguments.proxy]]
+
+    def scores(self, criterion: str, seed: int, *, inner: bool) -> Scores:
         """Scores of one criterion, computed once per seed."""
-        key = (criterion, seed)
+        key = (criterion, seed, inner)
         if key not in self._scores:
-            proxy = self.data.proxy(self.arguments.proxy, seed)
-            self._scores[key] = score(
-                self.traced, self.coupling, importance=criterion, data=[proxy], seed=seed, progress=Lines(criterion)
-            )
+            traced = copy.deepcopy(self.traced).to(self.device)
+            coupling = couple(traced, frozen=outer_norms(self.model) if inner else ())
+            batches = list(zip(*(part.split(64) for part in self.proxy(seed)), strict=True))
+            self._scores[key] = score(traced, coupling, criterion, data=batches, seed=seed, progress=Lines(criterion))
         return self._scores[key]
 
-    def settings(self, seed: int) -> TrainSettings:
-        """The recovery, the same for every arm."""
+    def narrowed(self, arm: str, seed: int, target: str) -> Narrowed:
+        """What an arm leaves of the dense network."""
+        chosen = ARMS[arm]
+        if chosen.rival:
+            return narrow_by_rival(chosen, self.model, self.proxy(seed), target)
+        return narrow(
+            chosen, self.model, self.traced, lambda inner: self.scores(chosen.criterion, seed, inner=inner), target
+        )
+
+    def row(self, arm: str, seed: int, target: str) -> Row:
+        """Slim, judge, recover, judge."""
+        start = time.perf_counter()
+        found = self.narrowed(arm, seed, target)
+        decided = time.perf_counter() - start
+        after_slimming = self.judge(found.module)
+        absorbed = {ABSORBED + way: self.judge(network) for way, network in found.absorbed.items()}
         arguments = self.arguments
-        return TrainSettings(
+        settings = TrainSettings(
             epochs=arguments.epochs,
             lr=arguments.lr,
             batch_size=arguments.batch_size,
             seed=seed,
             device=arguments.device,
         )
-
-    def row(self, arm: str, seed: int) -> Row:
-        """Slim, judge, recover, judge."""
-        criterion, allocation = ARMS[arm]
-        start = time.perf_counter()
-        scores = self.scores(criterion, seed)
-        decision: SlimPlan = plan(
-            self.traced,
-            self.coupling,
-            scores,
-            target={"macs": self.arguments.target},
-            round_to=1,
-            allocation=allocation,
-        )
-        slimmed = slim(self.traced, decision, self.coupling)
-        decided = time.perf_counter() - start
-        after_slimming = evaluate(slimmed.module, self.test)
-        settings = self.settings(seed)
         loader = self.recovery_data.loader("train", settings.batch_size, seed=seed, augment=True, shuffle=True)
-        recover(slimmed.module, loader, settings, teacher=self.traced.module, progress=Lines(f"{arm} {seed}"))
-        cost, dense = decision.after, decision.before
+        recover(found.module, loader, settings, teacher=self.traced.module, progress=Lines(f"{arm} {seed}"))
+        dense = sum(macs(self.traced).values()), sum(params(self.traced).values())
         return {
-            **self.key(arm, seed),
+            **key(arguments, arm, seed, target),
             "base_accuracy": self.dense_accuracy,
-            "macs": cost.macs,
-            "macs_ratio": cost.macs / dense.macs,
-            "params": cost.params,
-            "params_ratio": cost.params / dense.params,
+            "macs": found.macs,
+            "macs_ratio": found.macs / dense[0],
+            "params": found.params,
+            "params_ratio": found.params / dense[1],
             "accuracy_slimmed": after_slimming,
-            "accuracy": evaluate(slimmed.module, self.test),
+            **absorbed,
+            "accuracy": self.judge(found.module),
             "decision_seconds": round(decided, 1),
             "seconds": round(time.perf_counter() - start, 1),
         }
 
-    def key(self, arm: str, seed: int) -> Row:
-        """What makes a measurement what it is; a row on record with the same key is not measured again."""
-        return key(self.arguments, arm, seed)
 
-
-def key(arguments: argparse.Namespace, arm: str, seed: int) -> Row:
-    """The settings of one measurement."""
-    names = ("model", "target", "epochs", "lr", "batch_size", "train_limit", "test_limit", "proxy", "size")
-    return {"arm": arm, "seed": seed, **{name: getattr(arguments, name) for name in names}}
+def key(arguments: argparse.Namespace, arm: str, seed: int, target: str) -> Row:
+    """The settings of one measurement; a row on record with the same is not measured again."""
+    names = ("data", "weights", "model", "epochs", "lr", "batch_size", "train_limit", "test_limit", "proxy", "size")
+    settings = {name: getattr(arguments, name) for name in (*names, "train_epochs")}
+    for name in ("data", "weights"):  # wherever they lie
+        settings[name] = None if settings[name] is None else Path(settings[name]).name
+    return {"arm": arm, "seed": seed, "target": target, **settings}
 
 
 def read_record(path: Path) -> list[Row]:
@@ -154,7 +184,9 @@ def read_record(path: Path) -> list[Row]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean of some accuracies in percent, and half their range."""
+    """Mean of some accuracies in percent, and half their range; empty where there are none."""
+    if not values:
+        return ""
     half = (max(values) - min(values)) / 2
     return f"{100 * statistics.mean(values):.2f} ± {100 * half:.2f}"
 
@@ -162,7 +194,14 @@ def spread(values: Sequence[float]) -> str:
 def table(rows: Sequence[Row]) -> str:
     """One row per arm: means over the seeds, ± half the range."""
     headers = ["channels chosen by", "seeds", "MACs", "of dense", "params", "of dense"]
-    headers += ["top-1 % after slimming", "top-1 % recovered", "loss to dense", "min per seed"]
+    headers += [
+        "top-1 % after slimming",
+        "biases absorbed, exact",
+        "mean",
+        "recovered",
+        "loss to dense",
+        "min per seed",
+    ]
     body = []
     for arm in ARMS:
         mine = [row for row in rows if row["arm"] == arm]
@@ -182,6 +221,8 @@ def table(rows: Sequence[Row]) -> str:
                 f"{mean['params'] / 1e3:.0f} k",
                 percent(mean["params_ratio"]),
                 spread([row["accuracy_slimmed"] for row in mine]),
+                spread([row[ABSORBED + "exact"] for row in mine if ABSORBED + "exact" in row]),
+                spread([row[ABSORBED + "mean"] for row in mine if ABSORBED + "mean" in row]),
                 spread(recovered),
                 f"{100 * (statistics.mean(recovered) - mine[0]['base_accuracy']):+.2f}",
                 fixed(statistics.mean(row["seconds"] for row in mine) / 60, 1),
@@ -190,17 +231,17 @@ def table(rows: Sequence[Row]) -> str:
     return markdown(headers, body)
 
 
-def describe(arguments: argparse.Namespace, rows: Sequence[Row]) -> str:
-    """The sentence above the table."""
+def describe(arguments: argparse.Namespace, target: str, rows: Sequence[Row]) -> str:
+    """The sentence above a table."""
     settings = TrainSettings(epochs=arguments.epochs, lr=arguments.lr, batch_size=arguments.batch_size)
     images = "all training images" if arguments.train_limit is None else f"{arguments.train_limit} training images"
-    base = f"{100 * rows[0]['base_accuracy']:.2f} %" if rows else "not measured"
     return (
-        f"{arguments.model}, base accuracy {base}, target {arguments.target} of the MACs. Recovery: {settings.epochs} "
-        f"epochs over {images}, batch {settings.batch_size}, SGD with Nesterov momentum {settings.momentum}, peak "
-        f"learning rate {settings.lr}, cosine, weight decay {settings.weight_decay}, distillation from the dense "
-        f"network (weight {settings.distillation}, temperature {settings.temperature}), pad-and-crop and flip. "
-        f"KL over {arguments.proxy} training images. Accuracies: mean over seeds ± half their range."
+        f"{arguments.model}, base accuracy {100 * rows[0]['base_accuracy']:.2f} %, target {target} of the MACs. "
+        f"Recovery: {settings.epochs} epochs over {images}, batch {settings.batch_size}, SGD with Nesterov momentum "
+        f"{settings.momentum}, peak learning rate {settings.lr}, cosine, weight decay {settings.weight_decay}, "
+        f"distillation from the dense network (weight {settings.distillation}, temperature {settings.temperature}), "
+        f"pad-and-crop and flip, from the network without absorbed biases. {arguments.proxy} proxy images with their "
+        f"classes. At least 30 % of every layer stays. Accuracies: mean over seeds ± half their range."
     )
 
 
@@ -210,23 +251,28 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="image folder with train/ and test/, or a DATA specification")
     parser.add_argument("--weights", help="weights of the dense network (.safetensors)")
     parser.add_argument("--model", default="curlfx:resnet20")
-    parser.add_argument("--size", type=int, default=32, help="pixels per side")
-    parser.add_argument("--target", default="50%", help="MACs to reach (default 50%%)")
+    parser.add_argument("--train-epochs", type=int, default=0, help="train the dense network first, once")
+    parser.add_argument("--size", type=int, help="pixels per side of a colour image (default: the network's own)")
+    parser.add_argument("--targets", default="50%,30%", help="MACs to reach (default 50%%,30%%)")
     parser.add_argument("--arms", default=",".join(ARMS), help=f"of {', '.join(ARMS)}")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--limit", type=int, help="--train-limit and --test-limit where these are not given")
     parser.add_argument(
         "--train-limit", type=int, help="recover on this many training images, classes balanced (default all)"
     )
     parser.add_argument("--test-limit", type=int, help="judge on this many test images (default all)")
-    parser.add_argument("--proxy", type=int, default=256, help="training images for the KL score")
+    parser.add_argument("--proxy", type=int, default=256, help="training images that criteria look at")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     parser.add_argument("--record", type=Path, default=RECORD, help="finished rows, one JSON object per line")
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file too")
-    return parser.parse_args(arguments)
+    found = parser.parse_args(arguments)
+    found.train_limit = found.limit if found.train_limit is None else found.train_limit
+    found.test_limit = found.limit if found.test_limit is None else found.test_limit
+    return found
 
 
 def main() -> int:
@@ -237,21 +283,29 @@ def main() -> int:
     arms, seeds = arguments.arms.split(","), [int(seed) for seed in arguments.seeds.split(",")]
     if unknown := [arm for arm in arms if arm not in ARMS]:
         sys.exit(f"--arms {','.join(unknown)}: want some of {', '.join(ARMS)}")
-    wanted = [key(arguments, arm, seed) for seed in seeds for arm in arms]
     record = read_record(arguments.record)
-    rows: list[Row] = []
     bench: Bench | None = None
-    for each in wanted:
-        row = next((row for row in record if each.items() <= row.items()), None)
-        if row is None:
-            bench = bench or Bench(arguments)
-            row = bench.row(each["arm"], each["seed"])
-            arguments.record.parent.mkdir(parents=True, exist_ok=True)
-            with arguments.record.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        rows.append(row)
-        print(f"{row['arm']} seed {row['seed']}: {row['accuracy']:.4f}", file=sys.stderr, flush=True)
-    text = describe(arguments, rows) + "\n\n" + table(rows) + "\n"
+    tables = []
+    for target in arguments.targets.split(","):
+        rows: list[Row] = []
+        for seed, arm in ((seed, arm) for seed in seeds for arm in arms):
+            wanted = key(arguments, arm, seed, target)
+            row = next((row for row in record if wanted.items() <= row.items()), None)
+            if row is None:
+                bench = bench or Bench(arguments)
+                try:
+                    row = bench.row(arm, seed, target)
+                except BudgetError as error:
+                    print(f"{target} {arm} seed {seed} is left out: {error}", file=sys.stderr, flush=True)
+                    continue
+                arguments.record.parent.mkdir(parents=True, exist_ok=True)
+                with arguments.record.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            rows.append(row)
+            print(f"{target} {arm} seed {seed}: {row['accuracy']:.4f}", file=sys.stderr, flush=True)
+        if rows:
+            tables.append(describe(arguments, target, rows) + "\n\n" + table(rows) + "\n")
+    text = "\n".join(tables)
     print(text)
     if arguments.out:
         arguments.out.write_text(text, encoding="utf-8")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from curlfx.inplace import slim_ as slim_
     from curlfx.planning import SlimPlan as SlimPlan
     from curlfx.planning import plan as plan
+    from curlfx.planning import prune_iteratively as prune_iteratively
     from curlfx.planning.apply import slim as slim
     from curlfx.recovery import evaluate as evaluate
     from curlfx.recovery import recover as recover
@@ -64,6 +65,7 @@ EXPORTS: Mapping[str, str] = MappingProxyType(
         "load_model": "curlfx.sources",
         "load_weights": "curlfx.sources",
         "plan": "curlfx.planning",
+        "prune_iteratively": "curlfx.planning",
         "recover": "curlfx.recovery",
         "run": "curlfx",  # the package curlfx.run, which can be called
         "save": "curlfx.run.saved",

@@ -50,7 +50,7 @@ class FoldBatchNorm(Pass):
 
     def rewrite(self, traced: TracedModel) -> bool:
         """Fold every normalisation that can be folded."""
-        readers = _readers(traced)
+        readers = count_readers(traced)
         changed = False
         for norm in traced.graph.find_nodes(op="call_function", target=_BATCH_NORM):
             layer = _layer_of(traced, norm, readers)
@@ -64,13 +64,13 @@ class FoldBatchNorm(Pass):
 
         Raises: InvariantError.
         """
-        readers = _readers(after)
+        readers = count_readers(after)
         for norm in after.graph.find_nodes(op="call_function", target=_BATCH_NORM):
             if _layer_of(after, norm, readers) is not None:
                 raise InvariantError(f"node '{norm.name}' is left and could be folded")
 
 
-def _readers(traced: TracedModel) -> Counter[int]:
+def count_readers(traced: TracedModel) -> Counter[int]:
     """How many nodes read each tensor, under whatever name."""
     readers: Counter[int] = Counter()
     for node in traced.graph.find_nodes(op="get_attr"):

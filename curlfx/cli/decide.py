@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,7 +10,7 @@ import typer
 
 from curlfx.cli.network import Classes, Frozen, Model, Seed, Shape, Weights, open_coupling, open_network
 from curlfx.cli.tables import show_table
-from curlfx.errors import PlanError, TargetError
+from curlfx.errors import PlanError, TargetError, UsageError
 from curlfx.files import write_bytes
 from curlfx.progress import RichProgress
 from curlfx.report.text import count, share
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from curlfx.importance import Scores
     from curlfx.planning import Amount, SlimPlan
 
+SCORES = Path("scores.json")
+OF_A_TARGET = ("target", "round_to", "allocation", "per", "floor")
 Data = Annotated[str | None, typer.Option(help="training images that data-driven criteria look at")]
 Out = Annotated[Path, typer.Option(help="file to write")]
 
@@ -57,37 +60,65 @@ def score(
 
 
 def plan(
+    context: typer.Context,
     model: Model,
-    scores: Annotated[Path, typer.Option(help="scores.json of 'curlfx score'")] = Path("scores.json"),
+    scores: Annotated[
+        Path | None, typer.Option(help="scores.json of 'curlfx score' (default: scores.json here)")
+    ] = None,
     out: Out = Path("plan.json"),
     target: Annotated[list[str] | None, typer.Option(metavar="KEY=AMOUNT", help="like macs=50% (the default)")] = None,
     round_to: Annotated[str, typer.Option(help="kept widths are multiples of this, or auto")] = "auto",
     allocation: Annotated[Literal["global", "uniform"], typer.Option(help="who gives how much")] = "global",
+    per: Annotated[
+        Literal["channel", "macs", "padded_macs"], typer.Option(help="divide scores by what a channel costs")
+    ] = "channel",
     floor: Annotated[float, typer.Option(help="share of every group that always stays")] = 0.3,
+    widths: Annotated[
+        Path | None,
+        typer.Option(help="YAML or JSON: kept channels, or a share, by group or pattern; in place of a target"),
+    ] = None,
+    width: Annotated[
+        list[str] | None, typer.Option(metavar="GROUP=N", help="the same for one group, above --widths")
+    ] = None,
     shape: Shape = None,
     classes: Classes = None,
     ignore: Frozen = None,
 ) -> None:
     """Choose the channels that stay and write plan.json.
 
-    The target is just met: no channel goes that need not.
+    The target is just met: no channel goes that need not. With --widths or --width every group gets the width that is
+    given; without scores its first channels stay, which is for structures that are trained anew.
     """
+    from curlfx.cli.widths import parsed_widths
     from curlfx.planning import plan as make_plan
+    from curlfx.planning import plan_from_widths
     from curlfx.report.layers import group_rows
 
+    given = parsed_widths(widths, width or [])
+    refused = next((name for name in OF_A_TARGET if given and _chosen(context, name)), None)
+    if refused is not None:
+        option = refused.replace("_", "-")
+        raise UsageError(f"--{option}: --width and --widths stand in place of a target; leave it out")
     targets = parsed_targets(target or ["macs=50%"])
-    ranking = read_scores(scores)
+    bare = bool(given) and scores is None and not SCORES.exists()
+    ranking = None if bare else read_scores(scores or SCORES)
     traced = open_network(model, shape=shape, classes=classes)
     coupling = open_coupling(traced, ignore)
-    found = make_plan(
-        traced,
-        coupling,
-        ranking,
-        targets,
-        round_to="auto" if round_to == "auto" else _whole(round_to),
-        allocation=allocation,
-        floor=floor,
-    )
+    if ranking is None:
+        print("note: no scores were given, the first channels of every group stay", file=sys.stderr)
+    if given or ranking is None:
+        found = plan_from_widths(traced, coupling, ranking, given)
+    else:
+        found = make_plan(
+            traced,
+            coupling,
+            ranking,
+            targets,
+            round_to="auto" if round_to == "auto" else _whole(round_to),
+            allocation=allocation,
+            floor=floor,
+            per=per,
+        )
     found = found.noting(model=model, arguments={} if classes is None else {"num_classes": classes})
     found.save(out)
     show_plan(found)
@@ -124,6 +155,12 @@ def parsed_targets(texts: list[str]) -> dict[str, Amount]:
             raise TargetError(f"--target {text}: want KEY=AMOUNT, like macs=50%")
         targets[key.strip()] = amount.strip()
     return targets
+
+
+def _chosen(context: typer.Context, name: str) -> bool:
+    """Whether the user gave an option."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _whole(text: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from curlfx.report.text import count
 if TYPE_CHECKING:
     from curlfx.graph.traced import TracedModel
     from curlfx.planning import SlimPlan
+    from curlfx.planning.apply import Absorb
 
 Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json")]
 
@@ -28,6 +29,9 @@ def slim(
     shape: Shape = None,
     classes: Classes = None,
     ignore: Frozen = None,
+    absorb_bias: Annotated[
+        Literal["none", "exact", "mean"], typer.Option(help="biases take over what removed channels would still emit")
+    ] = "none",
 ) -> None:
     """Carry out a plan and write the weights that stay.
 
@@ -38,7 +42,8 @@ def slim(
     from curlfx.run.saved import save
 
     found = SlimPlan.load(plan)
-    network = slim_network(open_network(model, weights=weights, shape=shape, classes=classes), found, ignore)
+    dense = open_network(model, weights=weights, shape=shape, classes=classes)
+    network = slim_network(dense, found, ignore, absorb_bias)
     mention_random_weights(model, weights)
     if out.suffix == ".safetensors":
         save_tensors(network.module, out, plan=plan.name)
@@ -80,11 +85,13 @@ def export(
     print(f"{out}: {count(file.size_bytes)}B, opset {file.opset}")
 
 
-def slim_network(traced: TracedModel, plan: SlimPlan, ignore: list[str] | None) -> TracedModel:
+def slim_network(
+    traced: TracedModel, plan: SlimPlan, ignore: list[str] | None, absorb_bias: Absorb = "none"
+) -> TracedModel:
     """What a plan leaves of a network. Raises: PlanError."""
     from curlfx.planning.apply import slim as slim_by_plan
 
-    return slim_by_plan(traced, plan, open_coupling(traced, ignore) if ignore else None)
+    return slim_by_plan(traced, plan, open_coupling(traced, ignore) if ignore else None, absorb_bias=absorb_bias)
 
 
 def mention_random_weights(model: str, weights: str | None) -> None:

@@ -10,11 +10,13 @@ import numpy as np
 from curlfx.coupling import Coupling, GroupId
 from curlfx.errors import ConfigError
 from curlfx.graph import TracedModel
+from curlfx.importance.batch_norm_scale import batch_norm_scale
 from curlfx.importance.data import ProxySet
 from curlfx.importance.kl import kl
 from curlfx.importance.magnitude import magnitude
 from curlfx.importance.request import Request
 from curlfx.importance.scores import Scores, Values
+from curlfx.importance.taylor import taylor
 from curlfx.progress import Progress
 
 Criterion = Callable[[Request], Mapping[GroupId, Values]]
@@ -30,6 +32,8 @@ CRITERIA: Mapping[str, Criterion] = {
     "kl": kl,
     "magnitude": magnitude,
     "random": random,
+    "bn-scale": batch_norm_scale,
+    "taylor": taylor,
 }
 """What a criterion is called; each gives a score per coupled channel, higher stays."""
 

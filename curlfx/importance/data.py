@@ -11,7 +11,7 @@ from curlfx.errors import DataError
 
 
 class ProxySet:
-    """Batches of images, read one at a time; labels beside them are ignored.
+    """Batches of images, read one at a time, with the classes beside them for who wants them.
 
     Args:
         data: An iterable of batches (a data loader), one batch, or None.
@@ -34,6 +34,13 @@ class ProxySet:
 
         Raises: DataError when there are none, or when a batch does not start with a tensor of finite numbers.
         """
+        return (images for images, _ in self.labelled(device, dtype))
+
+    def labelled(self, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """As `batches`, with the classes of the images: a whole number for each (or for each pixel) that comes second.
+
+        None where a batch has nothing of that kind. Raises: as there.
+        """
         if self._data is None:
             raise DataError("data: none was given, and this criterion looks at images; pass batches of training images")
         self.images = 0
@@ -46,7 +53,8 @@ class ProxySet:
                 if not bool(torch.isfinite(images).all()):
                     raise DataError(f"data: batch {number} has NaN or infinite values; clean the images")
             self.images += len(images)
-            yield images.to(device)
+            classes = _classes(batch, len(images))
+            yield images.to(device), None if classes is None else classes.to(device)
         if not self.images:
             raise DataError("data: no batch in it; an iterator gives its batches only once")
 
@@ -60,3 +68,12 @@ def _images(batch: object) -> Tensor | None:
         else:
             return None
     return batch
+
+
+def _classes(batch: object, count: int) -> Tensor | None:
+    """What stands second in a batch, if it can be classes of ``count`` images."""
+    parts = list(batch.values()) if isinstance(batch, Mapping) else batch
+    second = parts[1] if isinstance(parts, tuple | list) and len(parts) > 1 else None
+    if not isinstance(second, Tensor) or second.ndim < 1 or len(second) != count:
+        return None
+    return None if second.is_floating_point() or second.dtype == torch.bool else second.long()

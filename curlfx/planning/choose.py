@@ -21,6 +21,7 @@ from curlfx.graph import TracedModel
 from curlfx.importance.scores import Scores
 from curlfx.planning.budget import Ranking, Search
 from curlfx.planning.fingerprint import Fingerprint
+from curlfx.planning.price import Per, name_of, priced
 from curlfx.planning.slim_plan import SlimPlan
 from curlfx.planning.structure import class_of
 from curlfx.planning.target import Amount, parse_targets
@@ -45,6 +46,7 @@ def plan(
     global_pruning: bool = True,
     floor: float = 0.3,
     allocation: Allocation = "global",
+    per: Per = "channel",
     costs: CostModel | None = None,
 ) -> SlimPlan:
     """Choose the channels that stay, so that the slim network just meets the target.
@@ -61,6 +63,8 @@ def plan(
         floor: In [0, 1): a group gives no further channel once its kept share is below this.
         allocation: ``"global"`` ranks the channels of all groups together (CURL); ``"uniform"`` takes the same share of
             every group, the lowest scores first (a control).
+        per: Divide scores by what a channel of its group costs: ``"macs"`` or ``"padded_macs"`` it saves in the dense
+            network, or as given, a mapping or function of groups (milliseconds, say); ``"channel"`` leaves them (CURL).
         costs: The network's cost model, if the caller has one.
 
     Raises: TargetError for a target that means nothing; BudgetError for one that cannot be reached, with what stands
@@ -74,7 +78,7 @@ def plan(
     allocation = allocation if global_pruning else "uniform"
     step = resolve_round_to(round_to)
     costs = costs or CostModel(traced, coupling)
-    units = make_units(coupling, scores)
+    units = make_units(coupling, priced(scores, per, costs, coupling))
     targets = parse_targets(target, costs.dense)
     search = Search(units, costs, targets, ALLOCATIONS[allocation], Fraction(str(floor)), step)
     removed = search.removed(coupling)
@@ -83,20 +87,21 @@ def plan(
         target=dict(target),
         importance=scores.criterion,
         allocation=allocation,
+        per=name_of(per),
         floor=float(floor),
         round_to=step,
         before=costs.dense,
         after=costs.evaluate(units.alive(removed)),
         fingerprint=Fingerprint.of(traced, coupling),
         provenance=_provenance(traced, scores),
-        frozen=_frozen_names(coupling),
+        frozen=frozen_names(coupling),
     )
 
 
 def plan_from_widths(
     traced: TracedModel,
     coupling: Coupling,
-    scores: Scores,
+    scores: Scores | None,
     widths: Mapping[str, int | float | str],
     *,
     costs: CostModel | None = None,
@@ -106,7 +111,7 @@ def plan_from_widths(
     Args:
         traced: The dense network.
         coupling: Its channels.
-        scores: What each channel is worth.
+        scores: What each channel is worth; None: the first channels stay, for structures that are trained anew.
         widths: Kept channels by group id or pattern (``"layer1.*"``), as a number, or as a share of the group (``0.5``,
             ``"50%"``), rounded up to what its blocks allow. A full id goes before patterns, later patterns before
             earlier ones; groups that no entry names stay whole.
@@ -115,6 +120,7 @@ def plan_from_widths(
     Raises: PlanError for a name that fits no group, or a width that the group cannot have.
     """
     costs = costs or CostModel(traced, coupling)
+    scores = scores or _first_channels(coupling)
     units = make_units(coupling, scores)
     removed = _removed_for(widths, units)
     return SlimPlan(
@@ -128,7 +134,7 @@ def plan_from_widths(
         after=costs.evaluate(units.alive(removed)),
         fingerprint=Fingerprint.of(traced, coupling),
         provenance=_provenance(traced, scores),
-        frozen=_frozen_names(coupling),
+        frozen=frozen_names(coupling),
     )
 
 
@@ -157,7 +163,11 @@ def _provenance(traced: TracedModel, scores: Scores) -> dict[str, JsonValue]:
     }
 
 
-def _frozen_names(coupling: Coupling) -> tuple[str, ...]:
+def _first_channels(coupling: Coupling) -> Scores:
+    return Scores("first", {group.id: -np.arange(group.width, dtype=np.float64) for group in coupling.groups})
+
+
+def frozen_names(coupling: Coupling) -> tuple[str, ...]:
     """The names that the coupling was made with, as far as they pin channels that nothing else does."""
     found = (_FROZEN_BY_USER.fullmatch(frozen.reason) for frozen in coupling.frozen)
     return tuple(dict.fromkeys(match[1] for match in found if match is not None))

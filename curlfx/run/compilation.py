@@ -8,6 +8,7 @@ from typing import Any
 
 from curlfx.files import write_bytes
 from curlfx.importance import score as score_channels
+from curlfx.passes.absorb_bias import absorption
 from curlfx.report.layers import frozen_rows, group_rows, layer_rows, to_csv
 from curlfx.run.directory import write_text
 from curlfx.run.job import Job
@@ -67,6 +68,11 @@ def slim(job: Job) -> Result:
     check = gated_vs_slim(job.traced, job.coupling, job.plan.keep, images)
     job.say(f"{check.name}: {check.error:.1e}")
     VerifyReport((check,)).require()
+    if job.config.absorb_bias != "none":
+        found = absorption(job.traced, job.coupling, job.plan.keep, job.config.absorb_bias)
+        job.say(f"absorbed what removed channels would emit in {len(found.shifts)} layers")
+        for refusal in found.refused:
+            job.say(f"note: {refusal}")
     rows = layer_rows(job.traced, job.slim, job.coupling, job.cost, job.alive)
     write_text(job.file("layers.csv"), to_csv(rows))
     return {

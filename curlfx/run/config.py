@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from curlfx.cost import Cost
 from curlfx.errors import ConfigError
+from curlfx.planning.apply import Absorb
+from curlfx.planning.price import Priced
 from curlfx.planning.target import Amount, parse_targets
 from curlfx.recovery.recipes import RECIPES, Recipe
 from curlfx.recovery.settings import Amp, MemoryFormat, TrainSettings
@@ -215,6 +217,8 @@ class RunConfig(Section):
         allocation: ``global`` ranks all groups together; ``uniform`` takes the same share of each (a control).
         floor: Share of every group that always stays.
         round_to: Kept widths are multiples of this; ``auto`` goes by the network and the runtime.
+        per: Scores are divided by what a channel costs: nothing (``channel``), its ``macs`` or ``padded_macs``.
+        absorb_bias: Biases take over what removed channels would still emit: ``none``, ``exact`` or ``mean``.
         ignored_layers: Module or parameter names (with ``*``) that keep their channels.
         train: First training of the dense network, when there are no weights.
         recovery: Training of the slim network.
@@ -241,6 +245,8 @@ class RunConfig(Section):
     allocation: Literal["global", "uniform"] = "global"
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.3
     round_to: Count | Literal["auto"] = "auto"
+    per: Priced = "channel"
+    absorb_bias: Absorb = "none"
     ignored_layers: Annotated[tuple[str, ...], Field(description="a list of names, like [fc, layer4.*]")] = ()
     train: TrainingConfig = TrainingConfig()
     recovery: RecoveryConfig = RecoveryConfig()

@@ -19,8 +19,8 @@ from curlfx.errors import OutputError, PlanError
 from curlfx.files import write_bytes
 from curlfx.graph.traced import TracedModel
 from curlfx.importance import Scores
-from curlfx.passes.slim import Slim
 from curlfx.planning import SlimPlan
+from curlfx.planning.apply import slim as slim_by_plan
 from curlfx.progress import Progress
 from curlfx.run.config import RunConfig
 from curlfx.run.directory import RunDirectory
@@ -133,9 +133,11 @@ class Job:
     @cached_property
     def slim(self) -> TracedModel:
         """The slim network, with its newest weights: recalibrated, recovered, refined."""
-        network = Slim(self.coupling, self.plan.keep)(self.traced)
         done = self.directory.done
-        if "recover" in done or done.get("recalibrate", {}).get("batches"):
+        trained = "recover" in done or bool(done.get("recalibrate", {}).get("batches"))
+        absorb = "none" if trained else self.config.absorb_bias
+        network = slim_by_plan(self.traced, self.plan, self.coupling, absorb_bias=absorb)
+        if trained:
             load_tensors(network.module, self.file(SLIM))
         network.module.eval()
         return network

@@ -90,6 +90,7 @@ def make_plan(
         round_to=config.round_to,
         allocation=config.allocation,
         floor=config.floor,
+        per=config.per,
         costs=costs,
     )
 

@@ -1,5 +1,6 @@
 """The programs start, explain themselves, and one of them measures a small model and finds its row again."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -76,3 +77,27 @@ def test_limited_data_measures_once(tmp_path):
     second = start("limited_data.py", *options)
     assert second.stdout == first.stdout
     assert len(record.read_text(encoding="utf-8").splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_accuracy_measures_once(tmp_path):
+    rival = ["tp-magnitude"] if importlib.util.find_spec("torch_pruning") else []
+    arms = ["taylor-per-macs", "uniform", "random", *rival]
+    options = ["--model", "curlfx:digits", "--data", "digits", "--limit", "60", "--epochs", "1", "--proxy", "8"]
+    options += ["--seeds", "0", "--targets", "60%", "--device", "cpu", "--threads", "1", "--arms", ",".join(arms)]
+    options += ["--train-epochs", "1", "--record", str(tmp_path / "record.jsonl"), "--out", str(tmp_path / "table.md")]
+    first = start("accuracy.py", *options)
+    assert first.returncode == 0, first.stderr
+    rows = [json.loads(line) for line in (tmp_path / "record.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["arm"] for row in rows] == arms
+    for row in rows:
+        assert 0.4 < row["macs_ratio"] <= 0.6
+        assert ("accuracy_absorbed_exact" in row) == (not row["arm"].startswith("tp-"))
+    assert (tmp_path / "dense-curlfx-digits-1.safetensors").exists()
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == first.stdout[:-1]
+    second = start("accuracy.py", *options)
+    assert second.stdout == first.stdout
+    assert "recover" not in second.stderr
+    far = start("accuracy.py", *(option if option != "60%" else "1%" for option in options))
+    assert far.returncode == 0, far.stderr
+    assert far.stderr.count("is left out: ") == len(arms)

@@ -43,6 +43,34 @@ def test_slim_into_a_folder(program: Program) -> None:
     assert network.parameter("inner.weight").shape[0] < 16
 
 
+def test_absorbed_biases_are_in_the_weights(program: Program) -> None:
+    Path("net.py").write_text(CHAIN)
+    options = ("net.py:chain", "--shape", "1,8,8")
+    assert program("plan", *options, "--width", "0.weight=2").code == 0
+    for way in ("none", "exact"):
+        assert program("slim", *options, "plan.json", "--out", way, "--absorb-bias", way).code == 0
+    plain, absorbed = (curlfx.load(way).module.state_dict() for way in ("none", "exact"))
+    assert list(plain) == list(absorbed)
+    assert [name for name in plain if not torch.equal(plain[name], absorbed[name])] == ["2.bias"]
+    lost = torch.tensor([0.5, 0.5, 0.5]).sum()  # sigmoid(0) of three channels, read with weight 1
+    torch.testing.assert_close(absorbed["2.bias"] - plain["2.bias"], lost.expand(4))
+    assert program("slim", *options, "plan.json", "--absorb-bias", "all").code == 2
+    assert program("verify", "exact").code == 0
+
+
+CHAIN = """
+import torch
+from torch import nn
+
+def chain():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 5, 1), nn.Sigmoid(), nn.Conv2d(5, 4, 1), nn.Flatten(), nn.Linear(256, 3))
+    nn.init.zeros_(net[0].bias)
+    nn.init.ones_(net[2].weight)
+    return net
+"""
+
+
 def test_a_folder_in_place_of_a_model(program: Program, saved: Path) -> None:
     done = program("verify", saved / "net")
     assert done.code == 0

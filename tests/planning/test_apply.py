@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from curlfx.coupling import couple
-from curlfx.errors import PlanError
+from curlfx.errors import PlanError, UsageError
 from curlfx.graph import show, trace
 from curlfx.importance import score
 from curlfx.passes.slim import Slim
@@ -134,3 +134,19 @@ def test_a_network_in_training_mode(net, made):
     graph = traced(nn.Sequential(*net))
     graph.module.train()
     assert slim(graph, made).module.training
+
+
+def test_biases_absorb_what_goes_when_asked_to(net, made):
+    graph = traced(net)
+    plain, absorbed = slim(graph, made), slim(graph, made, absorb_bias="exact")
+    assert show(plain) == show(absorbed)
+    after = absorbed.module.state_dict()
+    changed = [name for name, tensor in plain.module.state_dict().items() if not torch.equal(tensor, after[name])]
+    readers = {"0.weight": "2.bias", "2.weight": "4.bias"}
+    assert changed == [reader for group, reader in readers.items() if group in made.keep]
+    assert changed
+    with pytest.raises(UsageError, match="absorb_bias = 'all': want 'none', 'exact' or 'mean'"):
+        slim(graph, made, absorb_bias="all")
+    graph.module.train()
+    with pytest.raises(UsageError, match="training mode"):
+        slim(graph, made, absorb_bias="mean")

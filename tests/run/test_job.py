@@ -123,6 +123,23 @@ def test_files_of_a_run_make_the_network_again(finished: RunResult) -> None:
         np.testing.assert_allclose(network.module.eval()(images).numpy(), found, rtol=1e-3, atol=1e-4)
 
 
+def test_biases_absorb_what_goes_when_the_job_says_so(tiny_job: dict[str, Any], elsewhere: Path) -> None:
+    found = run(
+        {**tiny_job, "absorb_bias": "mean", "per": "macs", "importance": "magnitude", "recovery": {"epochs": 0}}
+    )
+    log = (found.directory / "log.txt").read_text()
+    assert "absorbed what removed channels would emit in" in log
+    plan = SlimPlan.load(found.directory / "plan.json")
+    assert plan.per == "macs"
+    saved = load_file(found.directory / "slim.safetensors")
+    dense = load_model(found.summary["model"])
+    dense.load_state_dict(load_file(found.directory / "checkpoints" / "dense.safetensors"))
+    traced = trace(dense, (torch.randn(2, 1, 8, 8),))
+    plain, absorbed = (slim(traced, plan, absorb_bias=way).module.state_dict() for way in ("none", "mean"))
+    torch.testing.assert_close(saved, dict(absorbed))
+    assert any(not torch.equal(plain[name], saved[name]) for name in saved)
+
+
 def test_a_run_repeats_itself(finished: RunResult, tiny_job: dict[str, Any], elsewhere: Path) -> None:
     again = run(tiny_job)
     assert again.directory == Path("runs") / "residual-1"
