@@ -18,7 +18,8 @@ Pull = Callable[[Tensor], Tensor]
 """``v`` ``(B, C, *S)`` to ``J·v`` ``(B, N + 1)``: one backward pass for all images."""
 
 TOP = 3
-INSIDE_REST = 2
+INSIDE_REST = 4
+REST_THAT_COUNTS = 0.05
 PROJECTIONS = 8
 LABELS = 8
 KEPT = 1 << 30
@@ -80,7 +81,8 @@ class Fast:
         """Softmax over classes ``(B, C)``: the `TOP` most likely ones as they are, the rest merged into one.
 
         By the chain rule of KL the divergence is that between the merged classes, plus that inside the rest times the
-        probability of the rest. What moves inside the rest is estimated to second order.
+        probability of the rest. What moves inside the rest is estimated to second order, and left out where the rest
+        has little probability.
         """
         top = intact.topk(min(TOP, intact.shape[1]), dim=1).indices
         single = torch.zeros(top.shape[1], *intact.shape).to(intact).scatter(2, top.T[:, :, None], 1.0)
@@ -95,7 +97,7 @@ class Fast:
         after = before[:, None].repeat(1, moved.shape[1], 1)
         after[..., 1:] -= moved
         found = divergence.each(after.transpose(0, 1), before).T
-        if rest > 1:
+        if rest > 1 and float(before.softmax(1)[:, -1].mean()) >= REST_THAT_COUNTS:
             within = self._projected(INSIDE_REST, pull, lambda noise: divergence.direction(inside, noise), intact)
             found = found + after.softmax(-1)[..., -1] * within
         return found

@@ -190,7 +190,7 @@ class _Scoring:
         return self._clean(sums)
 
     def _clean(self, sums: Floats) -> Floats:
-        """Means over images, without what is round-off: anything below, or that logits of this type cannot tell from 0."""
+        """Means over images; what logits of this type cannot tell from 0 is 0."""
         means = sums / self._images
         means[means < max(ROUND_OFF, torch.finfo(self.network.dtype).eps ** 2)] = 0
         return means

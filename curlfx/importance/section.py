@@ -119,10 +119,17 @@ class Forward:
         wanted = max((self._place.get(node, -1) for node in reader.inputs), default=-1)
         while self._next <= wanted:
             node = self._section.nodes[self._next]
-            self._values[node] = self._section.compute(node, self._values)
+            value = self._section.compute(node, self._values)
+            if self._users.get(node):
+                self._values[node] = value
             self._next += 1
             self._release(self._section.sources(node))
         return {node: self._values[node] for node in reader.inputs}
+
+    @property
+    def held(self) -> set[Node]:
+        """The calls whose values are kept now."""
+        return self._values.keys() - self._given
 
     def done(self, reader: Section) -> None:
         """The reader needs nothing any more."""
