@@ -21,6 +21,8 @@ TOP = 3
 INSIDE_REST = 4
 REST_THAT_COUNTS = 0.05
 PROJECTIONS = 8
+SAMPLES = 512
+MOST_PROJECTIONS = 32
 LABELS = 8
 KEPT = 1 << 30
 """Bytes that the values kept for backward passes may take."""
@@ -36,10 +38,12 @@ class Fast:
     Args:
         network: The gated network; pure, and its images do not influence each other.
         seed: Of the random directions.
+        images: How many there will be in all; with few of them, more directions are drawn, for `SAMPLES` in all.
     """
 
-    def __init__(self, network: GatedNetwork, seed: int) -> None:
+    def __init__(self, network: GatedNetwork, seed: int, images: int) -> None:
         self._network = network
+        self._least = min(MOST_PROJECTIONS, -(-SAMPLES // images))
         self._random = torch.Generator().manual_seed(seed)
         self._vectorises = True
 
@@ -107,6 +111,7 @@ class Fast:
 
         Source: Hutchinson's estimator; with random signs its variance is the least.
         """
+        count = max(count, self._least)
         found = torch.zeros(len(intact), self._network.total + 1).to(intact)
         for _ in range(count):
             signs = 2.0 * torch.randint(0, 2, intact.shape, generator=self._random) - 1

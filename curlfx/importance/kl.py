@@ -161,7 +161,7 @@ class _Scoring:
         saved = self._saved
         if "fast" not in saved:
             sums = np.zeros(self.network.total + 1)
-            fast = Fast(self.network, self._request.seed)
+            fast = Fast(self.network, self._request.seed, self._images)
             with quiet(self.network.device, gradient=True):
                 todo = [part for batch in self._batches for part in fast.parts(batch)]
                 steps = _Steps(self._request, len(todo))

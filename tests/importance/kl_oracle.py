@@ -10,7 +10,7 @@ from curlfx.passes.gate import GATES, Gate
 from curlfx.progress import StepEvent
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """Stands for the end of a process."""
 
 

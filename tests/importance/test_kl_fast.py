@@ -68,7 +68,7 @@ def test_pulls_are_the_jacobian_of_every_image(name: str) -> None:
     gates = module.get_buffer(GATES)
     network = GatedNetwork(traced, coupling)
     rows = network.ones().repeat(3, 1).requires_grad_()
-    logits = Fast(network, 0)._logits(rows, images)
+    logits = Fast(network, 0, 3)._logits(rows, images)
     step = 1e-5
     for label in range(logits.shape[1]):
         (found,) = torch.autograd.grad(logits[:, label].sum(), rows, retain_graph=True)
@@ -110,7 +110,7 @@ def test_the_cost_does_not_grow_with_the_channels(monkeypatch: pytest.MonkeyPatc
         net = nn.Sequential(nn.Conv2d(3, width, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * width, 5)).double()
         score(*traced_and_coupled(net), "kl-fast", some_images())
     assert len(calls) == 2 * calls[: len(calls) // 2].count(1)
-    assert len(calls) <= 2 * (fast.TOP + fast.INSIDE_REST)
+    assert len(calls) <= 2 * (fast.TOP + fast.MOST_PROJECTIONS)
 
 
 def test_refuses_what_has_no_derivative_for_an_image_alone() -> None:
