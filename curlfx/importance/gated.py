@@ -18,6 +18,7 @@ from curlfx.cost.macs import batch_size, macs
 from curlfx.coupling import Coupling, Group
 from curlfx.errors import ModelError
 from curlfx.graph import TracedModel
+from curlfx.graph.modes import mode_of
 from curlfx.importance.divergence import AUTO, DIVERGENCES, Divergence
 from curlfx.importance.section import Section, Values, calls, needed, reachable
 from curlfx.passes.fold_batch_norm import FoldBatchNorm
@@ -33,6 +34,11 @@ _HEADS: Mapping[Any, str] = {
 }
 """Ops that turn logits into predictions, and the divergence that goes with them."""
 _CLASSES = 1
+_DROPOUTS = frozenset(
+    getattr(_ATEN, f"{kind}dropout{place}").default
+    for kind in ("", "alpha_", "feature_", "feature_alpha_")
+    for place in ("", "_")
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,10 +181,10 @@ class GatedNetwork:
         return self._gated.node_of(GATES)
 
     def _aliases(self, active: Collection[Node]) -> dict[Node, Node]:
-        """Gates that stay open: multiplications by one, each with what it multiplies."""
+        """What gives its input back, with that input: gates that stay open, dropout."""
         closed = reachable(active)
         laid_out = self._only_gates()
-        found = {}
+        found = {node: node.args[0] for node in self._nodes if _is_idle_dropout(node)}
         for node in self._nodes:
             if node.target is _ATEN.mul.Tensor and isinstance(node.args[0], Node):
                 value, factor = node.args
@@ -215,7 +221,14 @@ class GatedNetwork:
         return self.pure and self.device.type == "cpu" and tensor.ndim == 4 and tensor.dtype == torch.float32
 
 
+def _is_idle_dropout(node: Node) -> bool:
+    """Whether a node gives its input back, as dropout does in evaluation mode."""
+    return node.target in _DROPOUTS and mode_of(node) is False
+
+
 def _is_impure(node: Node) -> bool:
+    if _is_idle_dropout(node):
+        return False
     if node.op != "call_function":
         return node.op not in ("placeholder", "get_attr", "output")
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable

@@ -1,6 +1,7 @@
 """Exact KL scores: the shortcut must be the definition, whatever the network, and a killed run must go on."""
 
 import copy
+import importlib
 import random
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.importance.kl_oracle import Killed, Killer, assert_same, naive, trace
 from tests.networks.fixtures import FIXTURES
 from tests.networks.strategies import draw_recipe
 
+KL = importlib.import_module("curlfx.importance.kl")  # the package has a function of that name
 KINDS = (
     "basic_downsample", "option_a", "inverted_residual", "dense_block", "inception", "grouped_conv", "shuffle_v1",
     "attention_fused", "transformer", "convnext_block", "group_norm", "squeeze_excitation", "flatten_linear", "unet",
@@ -165,6 +167,15 @@ def test_a_network_that_writes_into_its_own_tensors_runs_as_a_whole() -> None:
     assert torch.equal(images, before)
 
 
+def test_dropout_in_place_is_nothing_in_evaluation_mode() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(inplace=True), nn.ReLU(), nn.Conv2d(4, 3, 6), nn.Flatten())
+    traced, coupling = traced_and_coupled(net.double())
+    assert GatedNetwork(traced, coupling).pure
+    for criterion, tolerance in (("kl-exact", 1e-12), ("kl-fast", 1e-1)):
+        found = score(traced, coupling, criterion, images_for("basic_identity"))
+        assert_same(found.values, naive(traced, coupling, images_for("basic_identity")), tolerance)
+
+
 @pytest.fixture
 def written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partial, "SECONDS", 0.0)
@@ -184,6 +195,22 @@ def test_a_killed_run_goes_on_and_gets_the_same_bits(tmp_path: Path, after: int)
     rest = Killer()
     found = score(traced, coupling, "kl-exact", images, progress=rest, store=store)
     assert rest.steps < killer.steps or after == 1
+    assert all(np.array_equal(found.values[group], values) for group, values in want.values.items())
+
+
+@pytest.mark.usefixtures("written_at_once")
+@pytest.mark.parametrize("after", [1, 3, 5, 6])
+def test_a_killed_mixture_goes_on_likewise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    monkeypatch.setattr(KL, "AFFORDABLE", 6)
+    traced, coupling = traced_and_coupled(FIXTURES["option_a"].build())
+    images = images_for("option_a", 8).split(4)
+    store, killer = tmp_path / "scores.partial", Killer()
+    want = score(traced, coupling, "kl", images, progress=killer)
+    assert killer.steps > 6
+    with pytest.raises(Killed):
+        score(traced, coupling, "kl", images, progress=Killer(after), store=store)
+    found = score(traced, coupling, "kl", images, store=store)
+    assert found.details == want.details
     assert all(np.array_equal(found.values[group], values) for group, values in want.values.items())
 
 
