@@ -12,7 +12,7 @@ from torch import Tensor
 from curlfx.errors import DataError
 from curlfx.importance.gated import GatedNetwork
 
-NEAR_PROCESSOR = 8 << 20
+NEAR_PROCESSOR = 64 << 20
 ON_DEVICE = 1 << 30
 
 
