@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from scipy import stats
 from tables import fixed, markdown, percent, processor
-from torch import Tensor
+from torch import Tensor, nn
 from trial import randomise
 
 from curlfx.coupling import Coupling, couple
@@ -90,6 +90,7 @@ class Bench:
             randomise(model)
             generator = torch.Generator().manual_seed(0)
             self.images = torch.randn(arguments.images, *shape, generator=generator)
+            scale_logits(model.eval(), self.images[:8], arguments.deviation)
         else:
             self.data = load_data(arguments.data, shape=shape)
             self.images = self.data.proxy(arguments.images)
@@ -184,7 +185,9 @@ class Bench:
         """The sentence above the table."""
         arguments, sampled = self.arguments, self.arguments.channels is not None
         images = (
-            "random images, random weights and statistics" if self.data is None else "training images".partition(":")[0]
+            f"random images, random weights and statistics, deviation of the logits {arguments.deviation}"
+            if self.data is None
+            else "training images".partition(":")[0]
         )
         exact = f"exact scores of {self.some.size} channels, seconds multiplied up" if sampled else "all channels exact"
         dense = (
@@ -196,6 +199,15 @@ class Bench:
             f"{arguments.naive} channels per round, multiplied up; {exact}; {arguments.rounds} rounds; "
             f"accuracy straight after slimming to a share of the MACs; {processor()}, one thread."
         )
+
+
+def scale_logits(model: nn.Module, images: Tensor, deviation: float) -> None:
+    """Scale the last linear layer: the logits of random weights are so far apart that every softmax is a step."""
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        factor = deviation / model(images).std(1).mean()
+        for parameter in last.parameters():
+            parameter.mul_(factor)
 
 
 def add_exact(exact: Exact, network: GatedNetwork, images: Tensor, sums: np.ndarray) -> None:
@@ -221,6 +233,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", help="weights of the dense network; none randomises those it has")
     parser.add_argument("--data", help="DATA with training and test images; none takes random images")
     parser.add_argument("--images", type=int, default=256, help="images to score with")
+    parser.add_argument("--deviation", type=float, default=2.0, help="of the logits, where weights are random")
     parser.add_argument("--size", type=int, default=32, help="pixels per side")
     parser.add_argument("--channels", type=int, help="score this many channels exactly (default all)")
     parser.add_argument("--mixed", action="store_true", help="run 'kl' too when --channels is given")
