@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-PROGRAMS = ["accuracy.py", "compile_time.py", "coverage.py", "fuzz.py", "rivals.py", "scaling.py"]
+PROGRAMS = ["accuracy.py", "compile_time.py", "coverage.py", "fuzz.py", "kl_scoring.py", "rivals.py", "scaling.py"]
 
 
 def start(*arguments):
