@@ -29,6 +29,7 @@ def score(
     model: Model,
     out: Out = Path("scores.json"),
     importance: Annotated[str, typer.Option(help="criterion")] = "kl",
+    divergence: Annotated[str, typer.Option(help="auto, softmax, bernoulli or embedding, for kl")] = "auto",
     data: Data = None,
     weights: Weights = None,
     proxy_images: Annotated[int, typer.Option(min=1, help="how many images of the data")] = 256,
@@ -42,10 +43,12 @@ def score(
     A higher score stays.
     """
     from curlfx.importance import score as score_channels
+    from curlfx.importance.divergence import check_divergence
     from curlfx.run.subject import check_criterion, proxy_batches
     from curlfx.sources import check_fit, load_data
 
     check_criterion(importance)
+    check_divergence(divergence)
     traced = open_network(model, weights=weights, shape=shape, classes=classes)
     coupling = open_coupling(traced, ignore)
     images = None
@@ -54,7 +57,9 @@ def score(
         check_fit(traced.module, source)
         images = proxy_batches(source, proxy_images, seed)
     with RichProgress() as progress:
-        found = score_channels(traced, coupling, importance, data=images, seed=seed, progress=progress)
+        found = score_channels(
+            traced, coupling, importance, data=images, seed=seed, progress=progress, divergence=divergence
+        )
     write_bytes(out, found.to_json().encode())
     print(f"{out}: {coupling.total} channels in {len(coupling.groups)} groups by {importance}")
 

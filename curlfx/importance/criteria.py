@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from curlfx.errors import ConfigError
 from curlfx.graph import TracedModel
 from curlfx.importance.batch_norm_scale import batch_norm_scale
 from curlfx.importance.data import ProxySet
-from curlfx.importance.kl import kl
+from curlfx.importance.divergence import AUTO, check_divergence
+from curlfx.importance.kl import kl, kl_exact, kl_fast
 from curlfx.importance.magnitude import magnitude
 from curlfx.importance.request import Request
 from curlfx.importance.scores import Scores, Values
@@ -30,6 +32,8 @@ def random(request: Request) -> dict[GroupId, Values]:
 
 CRITERIA: Mapping[str, Criterion] = {
     "kl": kl,
+    "kl-exact": kl_exact,
+    "kl-fast": kl_fast,
     "magnitude": magnitude,
     "random": random,
     "bn-scale": batch_norm_scale,
@@ -46,6 +50,8 @@ def score(
     seed: int = 0,
     progress: Progress | None = None,
     *,
+    divergence: str = AUTO,
+    store: Path | None = None,
     criteria: Mapping[str, Criterion] = CRITERIA,
 ) -> Scores:
     """Score every coupled channel of a network, which is left exactly as it was.
@@ -54,19 +60,26 @@ def score(
         traced: The dense network.
         coupling: Its channels.
         importance: A key of ``criteria``.
-        data: Batches of images, each a tensor, a sequence or a mapping that starts with one; what ``kl`` looks at.
+        data: Batches of images, each a tensor, a sequence or a mapping that starts with one; what ``kl`` looks at, and
+            holds in memory.
         seed: Of random criteria.
-        progress: Is told of every channel, with the time left.
+        progress: Is told of the work that is done, with the time left.
+        divergence: How ``kl`` compares predictions: ``softmax``, ``bernoulli`` (multi-label heads), ``embedding``, or
+            ``auto``: bernoulli where the network ends in a sigmoid, softmax elsewhere.
+        store: File for unfinished scores. The same question asked with the same file goes on where the last process
+            was killed, and gets the same numbers to the last bit.
         criteria: Names and functions; pass a larger mapping to add one.
 
-    Raises: ConfigError for an unknown criterion; DataError when it wants images and gets none, or ones that do not fit;
-        PlanError when a score is not finite.
+    Raises: ConfigError for an unknown criterion or divergence; DataError when it wants images and gets none, or ones
+        that do not fit; PlanError when a score is not finite.
     """
     if importance not in criteria:
         close = difflib.get_close_matches(importance, criteria, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"want one of {', '.join(sorted(criteria))}"
         raise ConfigError(f"importance '{importance}' is not known: {hint}")
+    check_divergence(divergence)
     proxy = ProxySet(data)
-    values = criteria[importance](Request(traced, coupling, proxy, seed, progress))
+    request = Request(traced, coupling, proxy, seed, progress, divergence, store)
+    values = criteria[importance](request)
     details = {"seed": seed} | ({"images": proxy.images} if proxy.images else {})
-    return Scores(importance, values, details)
+    return Scores(importance, values, details | request.details)

@@ -2,143 +2,248 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+import math
+import time
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from curlfx.coupling import GroupId
-from curlfx.errors import DataError, ModelError
+from curlfx.errors import ModelError
+from curlfx.importance.blend import anchors, band, calibrated, rank_correlation
+from curlfx.importance.exact import Exact
+from curlfx.importance.fast import Fast
+from curlfx.importance.gated import GatedNetwork
+from curlfx.importance.partial import Arrays, Partial, key_of
 from curlfx.importance.request import Request
 from curlfx.importance.scores import Values
-from curlfx.passes.gate import GATES, Gate
-from curlfx.passes.pipeline import run
-from curlfx.progress import StepEvent, StepTimer
+from curlfx.importance.together import are_independent, parts, quiet
+from curlfx.progress import StepEvent
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+AFFORDABLE = 256
+"""Forward passes over all images that exact scores may always cost."""
+ROUND_OFF = 1e-15
 
 
 def kl(request: Request) -> dict[GroupId, Values]:
+    """As `kl_exact` where the whole of it costs little, or where it matters; as `kl_fast` elsewhere, on one scale.
+
+    When exact scores cost more than `AFFORDABLE` forward passes, all channels get fast scores first. Those in the
+    middle of that ranking, where the cut will be, and a few of every group get exact ones; the other fast scores are
+    multiplied by what both kinds differ by in their group (see `curlfx.importance.blend`).
+
+    Shapes, units, raises: as `kl_exact`. Networks that `kl_fast` refuses get exact scores throughout.
+    """
+    scoring = _Scoring(request, "kl")
+    if not request.coupling.total:
+        return {}
+    every = np.arange(1, request.coupling.total + 1)
+    if not scoring.can_be_fast or scoring.cost(every) <= AFFORDABLE:
+        return scoring.by_group(scoring.exact(every))
+    return scoring.by_group(_blended(request, scoring))
+
+
+def _blended(request: Request, scoring: _Scoring) -> Floats:
+    """Fast scores ``(N + 1,)``, exact ones where it matters."""
+    groups, fast = request.coupling.groups, scoring.fast()
+    spread = anchors(groups, fast, scoring.costs, AFFORDABLE / 2)
+    exact = scoring.exact(spread, "anchors")
+    near = band(calibrated(groups, fast, exact, spread), spread, scoring.costs, AFFORDABLE - scoring.cost(spread))
+    exact = exact + scoring.exact(near, "band")
+    known = np.union1d(spread, near)
+    request.details["exact_channels"] = int(known.size)
+    request.details["spearman_permille"] = round(1000 * rank_correlation(fast[spread], exact[spread]))
+    return calibrated(groups, fast, exact, known)
+
+
+def kl_exact(request: Request) -> dict[GroupId, Values]:
     """Mean over images of ``KL(softmax(logits with the channel closed) || softmax(logits))``, for every channel.
 
-    One gate is closed at a time, in eval mode, with no gradient; the classes are axis 1 of the first output (of
-    ``out`` when there is one by that name), and a dense prediction counts as the mean over its pixels. A LayerNorm or
-    GroupNorm averages over the channels that are left, as after slimming. Work: ``channels + 1`` forward passes over
-    the images. Scores below 0, which are round-off, become 0.
+    One gate is closed at a time, in eval mode, with no gradient, and what comes behind it is computed again. The
+    classes are axis 1 of the first output (of ``out`` when there is one by that name); other heads have other
+    divergences (`curlfx.importance.divergence`). A dense prediction counts as the mean over its pixels. A LayerNorm or
+    GroupNorm averages over the channels that are left, as after slimming. Scores that are round-off become 0.
 
     Shapes: scores ``(width,)`` per group.
-    Units: nats per image.
-    Raises: DataError when the images do not fit the network; ModelError when the output is no distribution over
-        classes.
+    Units: nats per image (of embeddings: 1 - cosine).
+    Raises: DataError when the images do not fit the network; ModelError when the output is nothing that the divergence
+        can look at.
     Source: CURL (arXiv:1911.08114), importance score; the masked network is the first argument, as in its code.
     """
     if not request.coupling.total:
         return {}
-    channels = np.concatenate([np.asarray(group.channels) for group in request.coupling.groups])
-    averaged = any(group.statistics_change for group in request.coupling.groups)
-    gate = Gate(request.coupling, statistics="kept" if averaged else "all")
-    gated, _ = run(request.traced, [gate])  # weights of its own: a network may write into its buffers
-    module = gated.module.eval()
-    gates = module.get_buffer(GATES)
-    device, dtype = gates.device, gates.dtype
-    sums = torch.zeros(len(channels), dtype=torch.float64, device=device)
-    images = 0
-    with _quiet(device):
-        steps = _Steps(request, len(channels))
-        for batch in request.proxy.batches(device, dtype):
-            images += len(batch)
-            reference = _log_probabilities(_forward(module, batch))
-            _close_each(module, gates, batch, (reference, channels.tolist(), sums), steps)
-    values = (sums / max(images, 1)).clamp_min(0).cpu().numpy()
-    ends = np.cumsum([group.width for group in request.coupling.groups])[:-1]
-    return {group.id: part for group, part in zip(request.coupling.groups, np.split(values, ends), strict=True)}
+    scoring = _Scoring(request, "kl-exact")
+    return scoring.by_group(scoring.exact(np.arange(1, request.coupling.total + 1)))
+
+
+def kl_fast(request: Request) -> dict[GroupId, Values]:
+    """As `kl_exact`, to first order in the logits: all channels from a few backward passes (`Fast`).
+
+    Shapes, units, raises: as `kl_exact`; ModelError also when images influence each other, when the network is random
+    in evaluation mode, or when it writes into a tensor that is read elsewhere.
+    """
+    if not request.coupling.total:
+        return {}
+    scoring = _Scoring(request, "kl-fast")
+    scoring.require_fast()
+    return scoring.by_group(scoring.fast())
+
+
+class _Scoring:
+    """One question on its way: the network, the images, what is on disk, and who wants to see the steps."""
+
+    def __init__(self, request: Request, criterion: str) -> None:
+        self._request, self._criterion = request, criterion
+
+    @cached_property
+    def network(self) -> GatedNetwork:
+        """The gated network."""
+        return GatedNetwork(self._request.traced, self._request.coupling, self._request.divergence)
+
+    @cached_property
+    def _batches(self) -> list[Tensor]:
+        return list(self._request.proxy.batches(torch.device("cpu"), self.network.dtype))
+
+    @cached_property
+    def _independent(self) -> bool:
+        first = self._batches[0]
+        with quiet(self.network.device):
+            return are_independent(self.network, self.network.on_device(first))
+
+    @property
+    def can_be_fast(self) -> bool:
+        """Whether `kl_fast` takes the network."""
+        return self.network.pure and self._independent
+
+    def require_fast(self) -> None:
+        """Raises: ModelError when `kl_fast` does not take the network."""
+        if not self.network.pure:
+            raise ModelError(
+                f"importance '{self._criterion}': node '{self.network.impure}' writes into a tensor that may be read "
+                "elsewhere; use importance 'kl-exact'"
+            )
+        if not self._independent:
+            raise ModelError(
+                f"importance '{self._criterion}': an image gives other logits alone than among others (statistics over "
+                "the batch, or random numbers, in evaluation mode); use importance 'kl-exact'"
+            )
+
+    @cached_property
+    def _partial(self) -> Partial:
+        request, path = self._request, self._request.store
+        words = (self._criterion, self.network.divergence.name, request.seed)
+        return Partial(path, "" if path is None else key_of(request.traced, request.coupling, self._batches, *words))
+
+    @cached_property
+    def _saved(self) -> Arrays:
+        return self._partial.read()
+
+    @cached_property
+    def costs(self) -> Floats:
+        """Of closing each channel ``(N + 1,)``, in forward passes of the whole network."""
+        found = np.zeros(self.network.total + 1)
+        for tail in self.network.tails:
+            found[tail.group.channels] = tail.work / self.network.work
+        return found
+
+    def cost(self, channels: Ints) -> float:
+        """Of closing some channels, likewise."""
+        return float(self.costs[channels].sum())
+
+    def fast(self) -> Floats:
+        """Fast scores ``(N + 1,)``."""
+        saved = self._saved
+        if "fast" not in saved:
+            sums = np.zeros(self.network.total + 1)
+            fast = Fast(self.network, self._request.seed, self._images)
+            with quiet(self.network.device, gradient=True):
+                todo = [part for batch in self._batches for part in fast.parts(batch)]
+                steps = _Steps(self._request, len(todo))
+                for part in todo:
+                    fast.add(self.network.on_device(part), sums)
+                    steps.worked(1)
+            saved["fast"] = self._clean(sums)
+            self._partial.write(saved, now=True)
+        return saved["fast"]
+
+    def exact(self, channels: Ints, phase: str = "exact") -> Floats:
+        """Exact scores ``(N + 1,)``, 0 for other channels; ``phase`` names them on disk."""
+        network, saved = self.network, self._saved
+        exact = Exact(network, channels)
+        sums = saved.setdefault(phase, np.zeros(network.total + 1))
+        at = saved.setdefault(f"{phase} at", np.zeros(2, np.int64))
+        with quiet(network.device):
+            todo = [part for batch in self._batches for part in parts(network, batch, independent=self._independent)]
+            steps = _Steps(self._request, exact.work / network.work)
+            for number, part in enumerate(todo):
+                skip = len(exact.jobs) if number < at[0] else int(at[1]) if number == at[0] else 0
+                share = len(part) / self._images / network.work
+                steps.skip(share * sum(job.work for job in exact.jobs[:skip]))
+                if skip < len(exact.jobs):
+                    exact.add(network.on_device(part), sums, _Watch(self, steps, share, at, number), skip)
+        return self._clean(sums)
+
+    def _clean(self, sums: Floats) -> Floats:
+        """Means over images; what logits of this type cannot tell from 0 is 0."""
+        means = sums / self._images
+        means[means < max(ROUND_OFF, torch.finfo(self.network.dtype).eps ** 2)] = 0
+        return means
+
+    def save(self) -> None:
+        """Put on disk what there is, unless that was done a moment ago."""
+        self._partial.write(self._saved)
+
+    @property
+    def _images(self) -> int:
+        return sum(map(len, self._batches))
+
+    def by_group(self, values: Floats) -> dict[GroupId, Values]:
+        """The values ``(N + 1,)`` of channels as a criterion gives them."""
+        return {group.id: values[group.channels] for group in self._request.coupling.groups}
 
 
 class _Steps:
-    """Tells of every closed channel; the number of batches is known only when the data says so."""
+    """Tells of the work; the unit is a forward pass over all images (of fast scores: a part of the images)."""
 
-    def __init__(self, request: Request, channels: int) -> None:
-        self._progress, self._channels = request.progress, channels
-        self._total = channels * (request.proxy.count or 1)
-        self._timer = StepTimer(self._total)
-        self._done = 0
+    def __init__(self, request: Request, total: float) -> None:
+        self._progress, self._total = request.progress, max(1, math.ceil(total - 1e-6))
+        self._done, self._told, self._skipped = 0.0, 0, 0.0
+        self._timer = time.perf_counter()
+        self._work = total
 
-    def next(self) -> None:
-        self._done += 1
-        if self._progress is not None:
-            total = max(self._total, -(-self._done // self._channels) * self._channels)
-            left = self._timer.seconds_left(self._done) if total == self._total else None
-            self._progress.on_step(StepEvent("score", 0, self._done, total, seconds_left=left))
+    def skip(self, amount: float) -> None:
+        """So much was done by an earlier process, in no time."""
+        self._done += amount
+        self._skipped += amount
 
-
-def _close_each(
-    module: nn.Module, gates: Tensor, batch: Tensor, work: tuple[Tensor, list[int], Tensor], steps: _Steps
-) -> None:
-    """Add to ``sums`` what each channel's absence costs on one batch; the gates are as before at the end."""
-    reference, channels, sums = work
-    for position, channel in enumerate(channels):
-        gates[channel] = 0
-        try:
-            masked = _log_probabilities(_logits(module(batch)))
-        finally:
-            gates[channel] = 1
-        sums[position] += _divergence(masked, reference)
-        steps.next()
+    def worked(self, amount: float) -> None:
+        """So much is done."""
+        self._done += amount
+        whole = int(self._done / max(self._work, 1e-300) * self._total + 1e-6)
+        if self._progress is not None and whole > self._told:
+            self._told = whole
+            each = (time.perf_counter() - self._timer) / (self._done - self._skipped)
+            left = each * max(self._work - self._done, 0.0)
+            self._progress.on_step(StepEvent("score", 0, whole, self._total, seconds_left=left))
 
 
-def _divergence(masked: Tensor, reference: Tensor) -> Tensor:
-    """Sum over images of KL(masked || reference), the mean over pixels where there are any.
+class _Watch:
+    """Passes on what was worked, and where the sums stand."""
 
-    Shapes: log-probabilities ``(N, C, *S)``; result ``()`` in float64.
-    """
-    per_image = (masked.exp() * (masked - reference)).sum(1)
-    return per_image.reshape(len(per_image), -1).mean(1).sum(dtype=torch.float64)
+    def __init__(self, scoring: _Scoring, steps: _Steps, share: float, at: Ints, part: int) -> None:
+        self._scoring, self._steps, self._share, self._at, self._part = scoring, steps, share, at, part
 
+    def worked(self, work: float) -> None:
+        """As `curlfx.importance.exact.Watch`; ``work`` is for one image."""
+        self._steps.worked(work * self._share)
 
-def _log_probabilities(logits: Tensor) -> Tensor:
-    """Log-softmax over axis 1 in float32 or better."""
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    return logits.log_softmax(1)
-
-
-def _forward(module: nn.Module, batch: Tensor) -> Tensor:
-    """Logits of the intact network, checked. Raises: DataError, ModelError."""
-    try:
-        logits = _logits(module(batch))
-    except torch.OutOfMemoryError as cause:
-        raise DataError(
-            f"data: {len(batch)} images at once do not fit into the device's memory; give smaller batches"
-        ) from cause
-    except RuntimeError as cause:
-        raise DataError(
-            f"data: images {tuple(batch.shape)} of {batch.dtype} do not fit the network: {cause}"
-        ) from cause
-    if logits.ndim < 2 or len(logits) != len(batch) or logits.shape[1] < 2:
-        raise ModelError(
-            f"importance 'kl': the output is {tuple(logits.shape)} for {len(batch)} images: want (images, classes, …) "
-            "with at least 2 classes; use importance 'magnitude' for other networks"
-        )
-    if not bool(torch.isfinite(logits).all()):
-        raise ModelError("importance 'kl': the network's own output has NaN or infinite values; check its weights")
-    return logits
-
-
-def _logits(output: Any) -> Tensor:
-    """The first tensor of a structured output, ``out`` before others in a mapping. Raises: ModelError."""
-    while not isinstance(output, Tensor):
-        if isinstance(output, Mapping) and output:
-            output = output["out"] if "out" in output else next(iter(output.values()))
-        elif isinstance(output, tuple | list) and output:
-            output = output[0]
-        else:
-            raise ModelError(f"importance 'kl': the network returns a {type(output).__name__}: want logits in a tensor")
-    return output
-
-
-@contextlib.contextmanager
-def _quiet(device: torch.device) -> Iterator[None]:
-    """No gradient and no autocast: scores go down to 1e-8, which a shorter float cannot tell from 0."""
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-        yield
+    def finished(self, place: int) -> None:
+        """As `curlfx.importance.exact.Watch`."""
+        self._at[:] = self._part, place + 1
+        self._scoring.save()

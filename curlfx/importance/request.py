@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from curlfx.coupling import Coupling
 from curlfx.graph import TracedModel
 from curlfx.importance.data import ProxySet
+from curlfx.importance.divergence import AUTO
 from curlfx.progress import Progress
 
 
@@ -20,6 +22,9 @@ class Request:
         proxy: Images to look at.
         seed: Of random choices.
         progress: Who wants to see the steps.
+        divergence: How predictions are compared, see `curlfx.importance.divergence`.
+        store: File for unfinished scores, so that a killed process can be followed by another; None: nowhere.
+        details: What a criterion wants to be known of its numbers, see `Scores.details`; it may add to them.
     """
 
     traced: TracedModel
@@ -27,3 +32,6 @@ class Request:
     proxy: ProxySet
     seed: int
     progress: Progress | None
+    divergence: str = AUTO
+    store: Path | None = None
+    details: dict[str, int] = field(default_factory=dict)

@@ -6,7 +6,7 @@ import copy
 from dataclasses import asdict
 from typing import Any
 
-from curlfx.files import write_bytes
+from curlfx.files import discard, write_bytes
 from curlfx.importance import score as score_channels
 from curlfx.passes.absorb_bias import absorption
 from curlfx.report.layers import frozen_rows, group_rows, layer_rows, to_csv
@@ -33,8 +33,8 @@ def couple(job: Job) -> Result:
 
 
 def score(job: Job) -> Result:
-    """A score for every coupled channel, from training images."""
-    config, device = job.config, job.subject.device
+    """A score for every coupled channel, from training images; what a killed run had found is used."""
+    config, device, unfinished = job.config, job.subject.device, job.checkpoint("scores.unfinished.safetensors")
     images = proxy_batches(job.subject.data, config.proxy_images, config.seed)
     traced = job.traced if device.type == "cpu" else copy.deepcopy(job.traced).to(device)
     found = score_channels(
@@ -44,9 +44,15 @@ def score(job: Job) -> Result:
         data=images,
         seed=config.seed,
         progress=job.progress,
+        divergence=config.divergence,
+        store=unfinished,
     )
     write_bytes(job.checkpoint("scores.json"), found.to_json().encode())
-    return {"criterion": found.criterion, "images": sum(map(len, images))}
+    discard(unfinished)
+    if "exact_channels" in found.details:
+        exact, alike = found.details["exact_channels"], found.details["spearman_permille"] / 1000
+        job.say(f"scores: {exact} of {job.coupling.total} channels exact, the rest fast (rank correlation {alike})")
+    return {"criterion": found.criterion, "images": sum(map(len, images)), "details": dict(found.details)}
 
 
 def plan(job: Job) -> Result:

@@ -213,6 +213,8 @@ class RunConfig(Section):
         image_size: Height and width that images are brought to; none takes what the network was made for.
         target: What the slim network must reach.
         importance: Criterion that ranks channels.
+        divergence: How ``kl`` compares predictions: ``softmax``, ``bernoulli`` (multi-label heads), ``embedding``, or
+            ``auto``: bernoulli where the network ends in a sigmoid, softmax elsewhere.
         proxy_images: Training images that data-driven criteria look at.
         allocation: ``global`` ranks all groups together; ``uniform`` takes the same share of each (a control).
         floor: Share of every group that always stays.
@@ -241,6 +243,7 @@ class RunConfig(Section):
     image_size: Count | None = None
     target: TargetConfig = TargetConfig(macs="50%")
     importance: str = "kl"
+    divergence: Literal["auto", "softmax", "bernoulli", "embedding"] = "auto"
     proxy_images: Count = 256
     allocation: Literal["global", "uniform"] = "global"
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.3

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-PROGRAMS = ["accuracy.py", "compile_time.py", "coverage.py", "fuzz.py", "limited_data.py", "rivals.py", "scaling.py"]
+PROGRAMS = ["accuracy.py", "compile_time.py", "coverage.py", "fuzz.py", "kl_scoring.py", "limited_data.py", "rivals.py"]
+PROGRAMS += ["scaling.py"]
 
 
 def start(*arguments):
