@@ -70,7 +70,7 @@ class Exact:
                 found.append(Job(tail, tail.section, some))
         self.jobs = sorted(found, key=lambda job: Forward.ready(network.intact, job.section))
         self.work = sum(job.work for job in self.jobs)
-        self._stacks = network.pure
+        self._alone: set[Section] = set()
         self._verified: set[Any] = set()
 
     def add(self, images: Tensor, sums: Floats, watch: Watch, skip: int = 0) -> None:
@@ -110,11 +110,11 @@ class Exact:
 
     def _logits(self, section: Section, values: Values, gates: Tensor, images: Tensor) -> Tensor:
         """Logits ``(K, N, …)`` for gates ``(K, N + 1)``; side by side where that gives the same."""
-        if len(gates) > 1 and self._stacks:
+        if len(gates) > 1 and section not in self._alone:
             stacked = self._stacked(section, values, gates, images)
             if stacked is not None:
                 return stacked
-            self._stacks = False
+            self._alone.add(section)  # others go on: whether they stack may not depend on what a killed run had done
         return torch.stack([self._single(section, values, each, images) for each in gates])
 
     def _stacked(self, section: Section, values: Values, gates: Tensor, images: Tensor) -> Tensor | None:

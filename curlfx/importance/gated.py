@@ -1,4 +1,4 @@
-"""The network that KL scores look at: gated, in evaluation mode, cut behind every group's first gate."""
+"""The network that KL and Taylor scores look at: gated, in evaluation mode, cut behind every group's first gate."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class GatedNetwork:
         self._nodes = list(gated.graph.nodes)
         inputs = [node for node in self._nodes if node.op == "placeholder"]
         if len(inputs) != 1:
-            raise ModelError(f"importance 'kl': the network takes {len(inputs)} inputs, want images alone")
+            raise ModelError(f"importance: the network takes {len(inputs)} inputs, want images alone")
         self._input = inputs[0]
         self._logits, kind = _head(_output(gated))
         self.divergence: Divergence = DIVERGENCES[(kind or "softmax") if divergence == AUTO else divergence]
@@ -235,20 +235,24 @@ def _is_impure(node: Node) -> bool:
 
 
 def _output(network: TracedModel) -> Node:
-    """The first tensor of a structured output, ``out`` before others in a mapping. Raises: ModelError."""
+    """The first tensor of a structured output; of a mapping ``out`` or ``logits``, as in training.
+
+    Raises: ModelError.
+    """
     flat = pytree.tree_leaves(network.graph.output_node().args[0], is_leaf=lambda leaf: leaf is None)
     code = network.graph._codegen
     spec = getattr(getattr(code, "pytree_info", None), "out_spec", None)
     found: Any = flat if spec is None else pytree.tree_unflatten(flat, spec)
     while not isinstance(found, Node):
         if isinstance(found, Mapping) and found:
-            found = found["out"] if "out" in found else next(iter(found.values()))
+            named = [found[key] for key in ("out", "logits") if key in found]
+            found = named[0] if named else next(iter(found.values()))
         elif isinstance(found, tuple | list) and found:
             found = found[0]
         else:
-            raise ModelError(f"importance 'kl': the network returns a {type(found).__name__}: want logits in a tensor")
+            raise ModelError(f"importance: the network returns a {type(found).__name__}: want logits in a tensor")
     if not isinstance(found.meta.get("val"), Tensor):
-        raise ModelError("importance 'kl': the network's first output is no tensor: want logits in a tensor")
+        raise ModelError("importance: the network's first output is no tensor: want logits in a tensor")
     return found
 
 

@@ -66,9 +66,10 @@ def kl_exact(request: Request) -> dict[GroupId, Values]:
     """Mean over images of ``KL(softmax(logits with the channel closed) || softmax(logits))``, for every channel.
 
     One gate is closed at a time, in eval mode, with no gradient, and what comes behind it is computed again. The
-    classes are axis 1 of the first output (of ``out`` when there is one by that name); other heads have other
-    divergences (`curlfx.importance.divergence`). A dense prediction counts as the mean over its pixels. A LayerNorm or
-    GroupNorm averages over the channels that are left, as after slimming. Scores that are round-off become 0.
+    classes are axis 1 of the first output (of ``out`` or ``logits`` when there is one by that name); other heads have
+    other divergences (`curlfx.importance.divergence`). A dense prediction counts as the mean over its pixels. A
+    LayerNorm or GroupNorm averages over the channels that are left, as after slimming. Scores that are round-off
+    become 0.
 
     Shapes: scores ``(width,)`` per group.
     Units: nats per image (of embeddings: 1 - cosine).

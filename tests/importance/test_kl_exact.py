@@ -3,6 +3,7 @@
 import copy
 import importlib
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,51 @@ def test_stacks_that_fail_or_differ_are_not_used(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(exact, "vectorised", vectorised)
     assert_same(score(traced, coupling, "kl-exact", images).values, naive(traced, coupling, images))
-    assert len(asked) == 1
+    assert asked == [group.width for group in coupling.groups]  # each tail is tried once
+
+
+class Recurrent(nn.Module):
+    """A layer that `vmap` does not know, and convolutions behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.lstm = nn.Linear(6, 16), nn.LSTM(16, 12, batch_first=True)
+        self.b, self.c, self.fc = nn.Conv1d(12, 8, 3), nn.Conv1d(8, 6, 3), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lstm(torch.relu(self.a(x)))[0].transpose(1, 2)
+        return self.fc(torch.relu(self.c(torch.relu(self.b(x)))).mean(2))
+
+
+def test_a_tail_that_cannot_be_stacked_leaves_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    traced = trace(Recurrent(), (torch.randn(2, 7, 6),))
+    coupling, images, real = couple(traced), torch.randn(4, 7, 6), exact.vectorised
+    tried: list[tuple[int, bool]] = []
+
+    def vectorised(function: Callable[..., Tensor], gates: Tensor) -> Tensor | None:
+        found = real(function, gates)
+        tried.append((len(gates), found is not None))
+        return found
+
+    monkeypatch.setattr(exact, "vectorised", vectorised)
+    monkeypatch.setattr(partial, "SECONDS", 0.0)
+    score(traced, coupling, "kl-exact", images)
+    whole = list(tried)
+    assert whole == [(16, False), (12, False), (8, True), (6, True)]
+    finished, store = KL._Watch.finished, tmp_path / "scores.partial"
+
+    def killed(self: object, place: int) -> None:
+        finished(self, place)
+        if place == 1:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KL._Watch, "finished", killed)
+        with pytest.raises(Killed):
+            score(traced, coupling, "kl-exact", images, store=store)
+    tried.clear()
+    score(traced, coupling, "kl-exact", images, store=store)
+    assert tried == whole[2:]  # what a killed run had done does not change how the rest is computed
 
 
 def test_only_what_comes_behind_the_gates_runs_again() -> None:

@@ -132,3 +132,36 @@ def test_an_output_that_is_no_distribution() -> None:
     traced = trace(net, (torch.rand(2, 1, 2, 2),))
     with pytest.raises(ModelError, match="importance 'taylor': the output is"):
         score(traced, couple(traced), "taylor", torch.rand(2, 1, 2, 2))
+
+
+class Headed(nn.Module):
+    """`Pooled` with an op behind its logits."""
+
+    def __init__(self, head: str) -> None:
+        super().__init__()
+        self.body, self.head = Pooled().double(), head
+
+    def forward(self, x: Tensor) -> object:
+        logits = self.body(x)
+        if self.head == "named":
+            return {"features": -3 * logits, "logits": logits}
+        return {"softmax": logits.softmax(1), "log_softmax": logits.log_softmax(1), "sigmoid": logits.sigmoid()}[
+            self.head
+        ]
+
+
+@pytest.mark.parametrize("head", ["softmax", "log_softmax", "named"])
+def test_the_loss_is_that_of_the_logits(head: str) -> None:
+    images = torch.rand(3, 1, 2, 2, dtype=torch.float64)
+    plain, headed = trace(Pooled().double(), (images,)), trace(Headed(head), (images,))
+    want = score(plain, couple(plain), "taylor", images).values["conv.weight"]
+    found = score(headed, couple(headed), "taylor", images).values["body.conv.weight"]
+    np.testing.assert_allclose(found, want, rtol=1e-12)
+    assert want.min() > 0
+
+
+def test_labels_that_do_not_exclude_each_other_are_refused() -> None:
+    images = torch.rand(3, 1, 2, 2, dtype=torch.float64)
+    traced = trace(Headed("sigmoid"), (images,))
+    with pytest.raises(ModelError, match="importance 'taylor': the network ends in a sigmoid"):
+        score(traced, couple(traced), "taylor", images)
