@@ -53,6 +53,7 @@ class WriteOutAdaptivePooling(Pass):
             with traced.graph.inserting_before(node):
                 result = _written_out(traced, node)
             for read in [node] if node.target in _MEANS else list(node.users):
+                result.meta["val"] = read.meta["val"]  # another pooling may read it
                 read.replace_all_uses_with(result)
         return bool(found)
 
@@ -80,7 +81,8 @@ def step(found: Windows) -> tuple[int, int] | None:
 def _found(traced: TracedModel) -> list[Node]:
     nodes = [node for node in traced.graph.nodes if node.op == "call_function" and node.target in _POOLS]
     nodes = [node for node in nodes if set(_sizes(node)[1]) != {1} and not _tells_positions(node)]
-    return [node for node in nodes if node in _of_fixed_size(traced)] if nodes else []
+    fixed = _of_fixed_size(traced) if nodes else set()
+    return [node for node in nodes if node in fixed]
 
 
 def _sizes(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -19,11 +19,13 @@ _AXES = 4
 
 @dataclass(frozen=True)
 class WriteOutAttention(Pass):
-    """Write ``scaled_dot_product_attention`` out where PyTorch's ONNX exporter does not take it.
+    """Write ``scaled_dot_product_attention`` out where PyTorch's ONNX exporter does not take it, or gets it wrong.
 
     It takes queries, keys and values of 4 axes ``(batch, heads, tokens, channels)`` that do not broadcast; windows and
-    areas (Twins, Hiera, NesT, Segment Anything) have 5. Products and softmax take any number of axes and any batch
-    size. Attention with dropout, which a network in eval mode has none of, stays as it is.
+    areas (Twins, Hiera, NesT, Segment Anything) have 5. Below operator set 23 it gives queries that may attend to
+    nothing a mean of all values, or NaN; from there on, onnxruntime refuses masks that broadcast over tokens. Products
+    and softmax take any number of axes and any batch size. Attention with dropout, which a network in eval mode has
+    none of, stays as it is.
 
     Source: the reference code in the documentation of ``torch.nn.functional.scaled_dot_product_attention``; queries
     that may attend to nothing give 0, as in torch.
@@ -33,10 +35,12 @@ class WriteOutAttention(Pass):
 
     def rewrite(self, traced: TracedModel) -> bool:
         """Replace every such node, in graph order."""
-        found = [node for node in _calls(traced) if not _is_taken(node)]
+        found = [node for node in _calls(traced) if not _is_taken(traced, node)]
         for node in found:
             with traced.graph.inserting_before(node):
-                node.replace_all_uses_with(_written_out(traced, node))
+                result = _written_out(traced, node)
+            result.meta["val"] = node.meta["val"]  # another attention may read it
+            node.replace_all_uses_with(result)
         return bool(found)
 
     def ensures(self, before: TracedModel, after: TracedModel) -> None:  # noqa: ARG002 - only the result matters
@@ -45,7 +49,7 @@ class WriteOutAttention(Pass):
         Raises: InvariantError.
         """
         for node in _calls(after):
-            if not _is_taken(node):
+            if not _is_taken(after, node):
                 raise InvariantError(f"node '{node.name}' is left and could be written out")
 
 
@@ -55,10 +59,13 @@ def _calls(traced: TracedModel) -> list[Node]:
     return [node for node in found if not named_arguments(node).get("dropout_p")]
 
 
-def _is_taken(node: Node) -> bool:
-    """Whether the exporter translates a node, whatever the operator set."""
+def _is_taken(traced: TracedModel, node: Node) -> bool:
+    """Whether the exporter translates a node rightly, whatever the operator set."""
     given = named_arguments(node)
+    mask = given.get("attn_mask")
     query, key, value = (shape_of(given[name]) for name in ("query", "key", "value"))
+    if isinstance(mask, Node) and (_may_hide_everything(traced, mask) or shape_of(mask)[-2:] != (query[-2], key[-2])):
+        return False
     scale = given.get("scale")
     if {len(query), len(key), len(value)} != {_AXES} or (scale is not None and scale <= 0):
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import itertools
 import logging
 import os
 import re
@@ -136,18 +137,28 @@ def _quiet() -> Iterator[None]:
 
 
 def _name_outputs(program: torch.onnx.ONNXProgram) -> None:
-    """Call the outputs what the network calls them: ``out``, ``aux_0`` …, or ``output`` where it says nothing."""
-    exported = program.exported_program
-    outputs = program.model.graph.outputs
+    """Call the outputs what the network calls them: ``out``, ``aux_0`` …, or ``output`` where it says nothing.
+
+    A weight or a value inside that has such a name gets another one.
+    """
+    exported, graph = program.exported_program, program.model.graph
+    outputs = graph.outputs
     spec = None if exported is None else exported.call_spec.out_spec
     if spec is None or spec.num_leaves != len(outputs):
         return
     leaves, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
-    taken = {value.name for value in program.model.graph.inputs}
+    taken = {value.name for value in graph.inputs}
+    inside = {value.name: value for node in graph for value in node.outputs} | dict(graph.initializers)
     for (keys, _), value in zip(leaves, outputs, strict=True):
         name = "_".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in keys)
         name = name if name and not name[0].isdigit() else f"output_{name}".rstrip("_")
         if name not in taken:
+            other = inside.get(name, value)
+            if other is not value and other.name == name:
+                other.name = next(
+                    free for n in itertools.count() if (free := f"{name}_{n}") not in inside.keys() | taken
+                )
+                inside[other.name] = other
             value.name = name
             taken.add(name)
 

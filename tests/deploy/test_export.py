@@ -123,6 +123,24 @@ def test_silence_and_the_mode_afterwards(tmp_path, capfd, caplog):
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+class Namesakes(nn.Module):
+    """Outputs called like a buffer, a value inside, and each other's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor([2.0, 3.0, 4.0, 5.0]))
+
+    def forward(self, x):
+        return {"scale": (x * self.scale).exp(), "mul": x + 1, "relu": x.sigmoid(), "sigmoid": x.relu()}
+
+
+def test_outputs_called_like_something_inside(tmp_path):
+    x = (torch.randn(2, 4),)
+    made = export_onnx(Namesakes(), x, tmp_path / "net.onnx")
+    assert list(made.outputs) == ["scale", "mul", "relu", "sigmoid"]
+    assert parity(Namesakes(), made.path, x).worst < 1e-6
+
+
 class Untranslatable(nn.Module):
     def forward(self, x):
         return torch.linalg.eigvals(x)

@@ -67,6 +67,15 @@ def test_even_windows_are_an_ordinary_pooling():
     assert "aten.max_pool2d.default(%x, [3, 2], [2, 2])" in show(result)
 
 
+@pytest.mark.parametrize("kind", ["avg", "max"])
+def test_pooling_that_reads_pooling(kind):
+    module = nn.Sequential(Pool(kind, (5, 4)), Pool(kind, (3, 2)))
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    result = WriteOutAdaptivePooling()(trace(module, x))
+    assert adaptive(result) == 0
+    torch.testing.assert_close(result.module(x), module(x), rtol=0, atol=1e-15 if kind == "avg" else 0)
+
+
 class Following(nn.Module):
     """The axes that are pooled are as long as the batch."""
 

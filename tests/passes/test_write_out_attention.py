@@ -135,6 +135,50 @@ def test_onnxruntime_computes_the_same_at_any_batch_size(opset, tmp_path):
     assert report.worst < 1e-5, report.deviations
 
 
+class Masked(nn.Module):
+    """Four axes, which the exporter takes, with masks that it or onnxruntime would get wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.tensor([[True, False, True, True, False]]))
+        self.register_buffer("bias", torch.randn(3, 5, 5, generator=torch.Generator().manual_seed(1)))
+
+    def forward(self, x):
+        """Shape ``(B, 3, 5, 6)``, the first query of the first image with nothing to attend to."""
+        attend = functional.scaled_dot_product_attention
+        positive = x[..., :1] > 0
+        allowed = positive & positive.mT
+        return {
+            "bool": attend(x, x, x, allowed),
+            "float": attend(x, x, x, torch.where(allowed, 0.0, -math.inf)),
+            "broadcast": attend(x, x, x, self.seen),
+            "biased": attend(x, x, x, self.bias),
+        }
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+def test_masks_that_hide_everything_or_broadcast_at_four_axes(opset, tmp_path):
+    x = (torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(2)),)
+    x[0][0, 0, 0, 0] = -1
+    prepared = prepare(trace(Masked(), x))
+    assert calls(prepared) == 1
+    made = export_onnx(prepared.module, x, tmp_path / "net.onnx", opset=opset)
+    report = parity(Masked(), made.path, x, (1, 2))
+    assert report.worst < 1e-5, report.deviations
+
+
+def test_attention_that_reads_attention():
+    class Twice(nn.Module):
+        def forward(self, x):
+            attend = functional.scaled_dot_product_attention
+            return attend(attend(x, x, x), x, x)
+
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    result = WriteOutAttention()(trace(Twice(), x))
+    assert calls(result) == 0
+    torch.testing.assert_close(result.module(x), Twice()(x), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("shapes", "options"),
     [
