@@ -87,7 +87,7 @@ class Nesting:
             products: Labels ``(n,)`` and their factors ``(n,)``, the aligned one first.
         """
         result = Completion([], [], [])
-        if not self._child.size:
+        if not self._child.size:  # a product brings nests of its own, so there are none either
             return result
         for matrix, shared in projections:
             self._complete_projection(matrix, shared, result)
