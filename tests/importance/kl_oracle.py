@@ -1,4 +1,4 @@
-"""The KL scores as the definition says: the whole gated network, once for every channel."""
+"""The KL scores as the definition says, the whole gated network once for every channel; what the tests share."""
 
 import numpy as np
 import torch
@@ -8,6 +8,21 @@ from curlfx.coupling import Coupling, couple
 from curlfx.graph import TracedModel, trace
 from curlfx.passes.gate import GATES, Gate
 from curlfx.progress import StepEvent
+
+
+class Pooled(nn.Module):
+    """Two channels, averaged over pixels, then a linear layer: small enough to score by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1, bias=False)
+        self.fc = nn.Linear(2, 2, bias=False)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1))
+            self.fc.weight.copy_(torch.tensor([[1.0, 0.5], [0.0, -1.0]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
 
 
 class Killed(BaseException):

@@ -16,30 +16,10 @@ from curlfx.importance import Scores, score
 from curlfx.passes.pipeline import run
 from curlfx.passes.slim import Slim
 from curlfx.progress import StepEvent
+from tests.importance.kl_oracle import Pooled, traced_and_coupled
 from tests.networks.fixtures import FIXTURES
 
 CRITERIA_OF_KL = ("kl", "kl-exact", "kl-fast")
-
-
-def traced_and_coupled(module: nn.Module, shape: tuple[int, ...] = (3, 8, 8)) -> tuple[TracedModel, Coupling]:
-    example = torch.randn(2, *shape, dtype=next(module.parameters()).dtype)
-    traced = trace(module, (example,))
-    return traced, couple(traced)
-
-
-class Pooled(nn.Module):
-    """Two channels, averaged over pixels, then a linear layer: small enough to score by hand."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 2, 1, bias=False)
-        self.fc = nn.Linear(2, 2, bias=False)
-        with torch.no_grad():
-            self.conv.weight.copy_(torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1))
-            self.fc.weight.copy_(torch.tensor([[1.0, 0.5], [0.0, -1.0]]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
 
 
 def divergence(p: float, q: float) -> float:

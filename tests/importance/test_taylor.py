@@ -10,22 +10,8 @@ from curlfx.errors import DataError, ModelError
 from curlfx.graph import TracedModel, show, trace
 from curlfx.importance import score
 from curlfx.passes.gate import Gate, set_gates
+from tests.importance.kl_oracle import Pooled
 from tests.networks.fixtures import FIXTURES
-
-
-class Pooled(nn.Module):
-    """Two channels, averaged over pixels, then a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 2, 1, bias=False)
-        self.fc = nn.Linear(2, 2, bias=False)
-        with torch.no_grad():
-            self.conv.weight.copy_(torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1))
-            self.fc.weight.copy_(torch.tensor([[1.0, 0.5], [0.0, -1.0]]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
 
 
 def built(name: str) -> tuple[TracedModel, Coupling, tuple[Tensor, ...]]:
