@@ -81,3 +81,25 @@ def different_rows(matrix: Tensor) -> tuple[int, Tensor]:
     if len(values) < len(matrix) and not torch.equal(matrix, matrix[first[which]]):
         values, which = torch.unique(matrix, dim=0, return_inverse=True)
     return len(values), which
+
+
+def ascending(values: Tensor) -> bool:
+    """Whether every element of a vector is larger than the one before it, so that all are different."""
+    return bool((values[1:] > values[:-1]).all())
+
+
+def different_columns(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Where each different column of ``matrix`` ``(rows, width)`` comes last, and which of these each one is.
+
+    The different ones come in the order of their first elements, then of their second ones, and so on.
+
+    Args:
+        matrix: Numbers from 0 to ``size - 1``.
+        size: Its square must fit 63 bits.
+    """
+    which = torch.unique(matrix[0], return_inverse=True)[1]
+    for row in matrix[1:]:
+        which = torch.unique(which * size + row, return_inverse=True)[1]
+    last = torch.zeros(int(which.max()) + 1, dtype=torch.int64)
+    last[which] = torch.arange(matrix.shape[1])
+    return last, which

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from curlfx.labels.arrays import Arrays, Support, along, compress, support
+from curlfx.labels.arrays import Arrays, Support, along, ascending, compress, different_columns, support
 from curlfx.labels.store import Product
 from curlfx.ops.call import Emission, OpCall, Shape, concrete
 from curlfx.ops.meet import Operand, meet
@@ -261,13 +261,16 @@ def _nested(call: OpCall, child: Tensor, parents: Sequence[Tensor]) -> Tensor:
 
     Shapes: every parent broadcastable to the child.
     """
-    together = torch.stack([child, *(parent.expand(child.shape) for parent in parents)]).reshape(1 + len(parents), -1)
-    cells, which = torch.unique(together, dim=1, return_inverse=True)
-    if cells.shape[1] > len(torch.unique(child)):
-        labels = call.store.fresh(cells.shape[1], call.node.name, support(child)[-1], parameter=False)
-        call.store.align(labels, cells[0], call.node.name)
-        call.store.products.append(Product(labels, tuple(cells)))
-        child = labels[which].reshape(child.shape)
+    inner = child.reshape(-1)
+    if not ascending(inner):  # labels that occur once are in one place each
+        together = torch.stack([inner, *(parent.expand(child.shape).reshape(-1) for parent in parents)])
+        first, which = different_columns(together, call.store.size)
+        if len(first) > len(torch.unique(inner)):
+            cells = together[:, first]
+            labels = call.store.fresh(len(first), call.node.name, support(child)[-1], parameter=False)
+            call.store.align(labels, cells[0], call.node.name)
+            call.store.products.append(Product(labels, tuple(cells)))
+            child = labels[which].reshape(child.shape)
     for parent in parents:
         call.nest(child, parent)
     return child

@@ -6,7 +6,9 @@ import torch
 from curlfx.labels.arrays import (
     align,
     along,
+    ascending,
     compress,
+    different_columns,
     different_rows,
     empty_like_axis,
     first_along,
@@ -76,3 +78,17 @@ def test_different_rows(rows):
     count, found = different_rows(matrix)
     assert count == len(values)
     assert found.tolist() == which.tolist()
+
+
+@pytest.mark.parametrize(("values", "expected"), [([], True), ([3], True), ([0, 2, 5], True), ([1, 1], False)])
+def test_ascending(values, expected):
+    assert ascending(torch.tensor(values)) is expected
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_different_columns(rows):
+    matrix = torch.randint(0, 3, (rows, 40), generator=torch.Generator().manual_seed(rows))
+    wanted, place = torch.unique(matrix, dim=1, return_inverse=True)
+    last, which = different_columns(matrix, 3)
+    assert matrix[:, last].tolist() == wanted.tolist()
+    assert which.tolist() == place.tolist()
