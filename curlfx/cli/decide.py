@@ -42,13 +42,12 @@ def score(
 
     A higher score stays.
     """
+    from curlfx.importance import check_criterion
     from curlfx.importance import score as score_channels
-    from curlfx.importance.divergence import check_divergence
-    from curlfx.run.subject import check_criterion, proxy_batches
+    from curlfx.run.subject import proxy_batches
     from curlfx.sources import check_fit, load_data
 
-    check_criterion(importance)
-    check_divergence(divergence)
+    check_criterion(importance, divergence)
     traced = open_network(model, weights=weights, shape=shape, classes=classes)
     coupling = open_coupling(traced, ignore)
     images = None

@@ -1,9 +1,21 @@
 """Criteria: a score per coupled channel, higher stays."""
 
-from curlfx.importance.criteria import CRITERIA, Criterion, random, score
+from curlfx.importance.criteria import CRITERIA, Criterion, check_criterion, random, score
 from curlfx.importance.kl import kl, kl_exact, kl_fast
 from curlfx.importance.magnitude import magnitude
 from curlfx.importance.request import Request
 from curlfx.importance.scores import Scores
 
-__all__ = ["CRITERIA", "Criterion", "Request", "Scores", "kl", "kl_exact", "kl_fast", "magnitude", "random", "score"]
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Request",
+    "Scores",
+    "check_criterion",
+    "kl",
+    "kl_exact",
+    "kl_fast",
+    "magnitude",
+    "random",
+    "score",
+]

@@ -40,6 +40,22 @@ CRITERIA: Mapping[str, Criterion] = {
     "taylor": taylor,
 }
 """What a criterion is called; each gives a score per coupled channel, higher stays."""
+COMPARING = ("kl", "kl-exact", "kl-fast")
+"""Those of them that compare predictions, by a divergence."""
+
+
+def check_criterion(importance: str, divergence: str = AUTO, criteria: Mapping[str, Criterion] = CRITERIA) -> None:
+    """Raises: ConfigError for a criterion or a divergence that does not exist, or two that do not go together."""
+    if importance not in criteria:
+        close = difflib.get_close_matches(importance, criteria, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"importance = {importance}: want one of {', '.join(criteria)}{hint}")
+    check_divergence(divergence)
+    if divergence != AUTO and importance in CRITERIA and importance not in COMPARING:
+        raise ConfigError(
+            f"divergence = {divergence}: importance = {importance} compares no predictions; leave it out, or take one "
+            f"of {', '.join(COMPARING)}"
+        )
 
 
 def score(
@@ -70,14 +86,10 @@ def score(
             was killed, and gets the same numbers to the last bit.
         criteria: Names and functions; pass a larger mapping to add one.
 
-    Raises: ConfigError for an unknown criterion or divergence; DataError when it wants images and gets none, or ones
-        that do not fit; PlanError when a score is not finite.
+    Raises: ConfigError for an unknown criterion or divergence, or a divergence that the criterion does not look at;
+        DataError when it wants images and gets none, or ones that do not fit; PlanError when a score is not finite.
     """
-    if importance not in criteria:
-        close = difflib.get_close_matches(importance, criteria, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"want one of {', '.join(sorted(criteria))}"
-        raise ConfigError(f"importance '{importance}' is not known: {hint}")
-    check_divergence(divergence)
+    check_criterion(importance, divergence, criteria)
     proxy = ProxySet(data)
     request = Request(traced, coupling, proxy, seed, progress, divergence, store)
     values = criteria[importance](request)

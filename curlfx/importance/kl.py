@@ -45,6 +45,7 @@ def kl(request: Request) -> dict[GroupId, Values]:
         return {}
     every = np.arange(1, request.coupling.total + 1)
     if not scoring.can_be_fast or scoring.cost(every) <= AFFORDABLE:
+        request.details["exact_channels"] = int(every.size)
         return scoring.by_group(scoring.exact(every))
     return scoring.by_group(_blended(request, scoring))
 

@@ -220,6 +220,7 @@ class RunConfig(Section):
         floor: Share of every group that always stays.
         round_to: Kept widths are multiples of this; ``auto`` goes by the network and the runtime.
         per: Scores are divided by what a channel costs: nothing (``channel``), its ``macs`` or ``padded_macs``.
+        iterative_steps: Channels go in so many equal steps, scored again before each.
         absorb_bias: Biases take over what removed channels would still emit: ``none``, ``exact`` or ``mean``.
         ignored_layers: Module or parameter names (with ``*``) that keep their channels.
         train: First training of the dense network, when there are no weights.
@@ -249,6 +250,7 @@ class RunConfig(Section):
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.3
     round_to: Count | Literal["auto"] = "auto"
     per: Priced = "channel"
+    iterative_steps: Count = 1
     absorb_bias: Absorb = "none"
     ignored_layers: Annotated[tuple[str, ...], Field(description="a list of names, like [fc, layer4.*]")] = ()
     train: TrainingConfig = TrainingConfig()

@@ -20,6 +20,7 @@ from curlfx.files import write_bytes
 from curlfx.graph.traced import TracedModel
 from curlfx.importance import Scores
 from curlfx.planning import SlimPlan
+from curlfx.planning.apply import Absorb
 from curlfx.planning.apply import slim as slim_by_plan
 from curlfx.progress import Progress
 from curlfx.run.config import RunConfig
@@ -29,6 +30,7 @@ from curlfx.sources import DataSource
 
 Say = Callable[[str], None]
 EVALUATION_BATCH = 256
+SCORES = "scores.json"
 SLIM = "slim.safetensors"
 """Newest weights of the slim network."""
 
@@ -110,11 +112,7 @@ class Job:
     @cached_property
     def scores(self) -> Scores:
         """What the criterion found."""
-        path, coupling = self.checkpoint("scores.json"), self.coupling
-        with reading(path):
-            scores = Scores.from_json(path.read_text(encoding="utf-8"))
-            scores.check(coupling)
-        return scores
+        return read_scores(self.checkpoint(SCORES), self.coupling)
 
     @cached_property
     def plan(self) -> SlimPlan:
@@ -133,10 +131,13 @@ class Job:
     @cached_property
     def slim(self) -> TracedModel:
         """The slim network, with its newest weights: recalibrated, recovered, refined."""
+        return self.slimmed(self.config.absorb_bias)
+
+    def slimmed(self, absorb: Absorb) -> TracedModel:
+        """The slim network; biases take something over only as long as its weights are those of the dense one."""
         done = self.directory.done
         trained = "recover" in done or bool(done.get("recalibrate", {}).get("batches"))
-        absorb = "none" if trained else self.config.absorb_bias
-        network = slim_by_plan(self.traced, self.plan, self.coupling, absorb_bias=absorb)
+        network = slim_by_plan(self.traced, self.plan, self.coupling, absorb_bias="none" if trained else absorb)
         if trained:
             load_tensors(network.module, self.file(SLIM))
         network.module.eval()
@@ -146,6 +147,14 @@ class Job:
         """The first test images, ``(count, C, H, W)``, repeated when there are fewer."""
         images = next(iter(self.subject.data.loader("test", count)))[0].cpu()
         return torch.cat([images] * -(-count // len(images)))[:count]
+
+
+def read_scores(path: Path, coupling: Coupling) -> Scores:
+    """Scores that an earlier stage wrote. Raises: OutputError when it is missing, damaged or of other channels."""
+    with reading(path):
+        scores = Scores.from_json(path.read_text(encoding="utf-8"))
+        scores.check(coupling)
+    return scores
 
 
 def save_tensors(module: nn.Module, path: Path, **notes: str) -> None:

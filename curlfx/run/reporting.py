@@ -55,7 +55,8 @@ def _fault(summary: Any) -> str | None:
         if first["type"] == "missing":
             return f"key '{key}' is missing"
         return f"key '{key}' = {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-    missing = [key for key in ("accuracy_before", "accuracy_after") if key not in summary["recovery"]]
+    wanted = ("accuracy_before", "accuracy_before_without_absorbing", "accuracy_after")
+    missing = [key for key in wanted if key not in summary["recovery"]]
     return f"key 'recovery.{missing[0]}' is missing" if missing else None
 
 
@@ -77,6 +78,8 @@ def write_page(directory: RunDirectory) -> None:
         notes.append(
             f"A normalisation averages over channels of {', '.join(changed)}: it now averages over the kept ones."
         )
+    if slim["absorbed"]:
+        notes += slim["absorbed"]["refused"]
     content = PageContent(
         summary=summary,
         layers=rows,
@@ -124,7 +127,12 @@ def _recovered(config: RecoveryConfig, done: Mapping[str, Mapping[str, Any]]) ->
         "recover": recovered,
         "refine": final if refined else None,
     }
-    return {"accuracy_before": done["unrecovered"]["accuracy"], "accuracy_after": after}
+    before = done["unrecovered"]
+    return {
+        "accuracy_before": before["accuracy"],
+        "accuracy_before_without_absorbing": before["without_absorbing"],
+        "accuracy_after": after,
+    }
 
 
 def _figures(done: Mapping[str, Mapping[str, Any]], network: str) -> NetworkFigures:

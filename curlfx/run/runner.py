@@ -14,7 +14,7 @@ import torch
 from curlfx.errors import ConfigError, VerificationError
 from curlfx.progress import Progress
 from curlfx.report.text import verdict
-from curlfx.run import compilation, deployment, reporting, training
+from curlfx.run import compilation, deployment, reporting, scoring, training
 from curlfx.run.config import RunConfig
 from curlfx.run.directory import RunDirectory
 from curlfx.run.job import Job, Say
@@ -29,8 +29,8 @@ STAGES: Mapping[str, Stage] = {
     "dense": training.judge_dense,
     "trace": compilation.trace,
     "couple": compilation.couple,
-    "score": compilation.score,
-    "plan": compilation.plan,
+    "score": scoring.score,
+    "plan": scoring.plan,
     "slim": compilation.slim,
     "unrecovered": training.judge_unrecovered,
     "recalibrate": training.recalibrate,

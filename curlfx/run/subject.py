@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from curlfx.cost import CostModel
 from curlfx.coupling import Coupling, couple
 from curlfx.deploy.session import check_runtime
-from curlfx.errors import ConfigError
 from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel
-from curlfx.importance import CRITERIA, Scores, score
+from curlfx.importance import Scores, check_criterion, score
 from curlfx.planning import SlimPlan, plan
 from curlfx.recovery.hardware import choose_device
 from curlfx.run.config import PUBLISHED, RunConfig
@@ -53,7 +52,7 @@ def load_subject(config: RunConfig) -> Subject:
     Raises: ConfigError, ModelError, WeightsError, DataError naming what does not fit.
     """
     device = choose_device(config.device)
-    check_criterion(config.importance)
+    check_criterion(config.importance, config.divergence)
     check_runtime(config.bench.provider, config.bench.threads)
     check_runtime("cpu", config.threads or 0)
     data = load_data(config.data, shape=wanted_shape(config), limit=config.limit, train_limit=config.train_limit)
@@ -82,17 +81,12 @@ def make_plan(
     config: RunConfig, traced: TracedModel, coupling: Coupling, scores: Scores, costs: CostModel | None = None
 ) -> SlimPlan:
     """The plan that ``config`` asks for. Raises: as `curlfx.planning.plan`."""
-    return plan(
-        traced,
-        coupling,
-        scores,
-        config.target.as_mapping(),
-        round_to=config.round_to,
-        allocation=config.allocation,
-        floor=config.floor,
-        per=config.per,
-        costs=costs,
-    )
+    return plan(traced, coupling, scores, config.target.as_mapping(), **plan_options(config), costs=costs)
+
+
+def plan_options(config: RunConfig) -> dict[str, Any]:
+    """What `curlfx.planning.plan` takes beside scores and target."""
+    return {name: getattr(config, name) for name in ("round_to", "allocation", "floor", "per")}
 
 
 def proxy_batches(data: DataSource, count: int, seed: int) -> tuple[Tensor, ...]:
@@ -103,14 +97,6 @@ def proxy_batches(data: DataSource, count: int, seed: int) -> tuple[Tensor, ...]
     images = data.proxy(count, seed)
     batch = max(1, min(len(images), PROXY_BATCH_VALUES // images[0].numel()))
     return tuple(images[start : start + batch] for start in range(0, len(images), batch))
-
-
-def check_criterion(name: str) -> None:
-    """Raises: ConfigError for a criterion that does not exist."""
-    if name not in CRITERIA:
-        close = difflib.get_close_matches(name, CRITERIA, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"importance = {name}: want one of {', '.join(CRITERIA)}{hint}")
 
 
 def wanted_shape(config: RunConfig) -> tuple[int, int, int] | None:

@@ -47,8 +47,13 @@ def judge_dense(job: Job) -> Result:
 
 
 def judge_unrecovered(job: Job) -> Result:
-    """Accuracy straight after slimming."""
-    return {"accuracy": _accuracy(job, job.slim.module, "unrecovered", "straight after slimming")}
+    """Accuracy straight after slimming; also without absorbed biases, where they are absorbed."""
+    without = None
+    if job.config.absorb_bias != "none":
+        bare = job.slimmed("none").module
+        without = _accuracy(job, bare, "unrecovered", "straight after slimming, no biases absorbed")
+    accuracy = _accuracy(job, job.slim.module, "unrecovered", "straight after slimming")
+    return {"accuracy": accuracy, "without_absorbing": without}
 
 
 def recalibrate(job: Job) -> Result:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from curlfx.coupling import Coupling, couple
 from curlfx.errors import ConfigError, PlanError, WeightsError
 from curlfx.graph import TracedModel, trace
-from curlfx.importance import CRITERIA, Request, Scores, score
+from curlfx.importance import CRITERIA, Request, Scores, check_criterion, score
 from tests.networks.fixtures import FIXTURES
 
 
@@ -143,5 +143,12 @@ def test_a_criterion_of_ones_own_and_a_misspelt_one() -> None:
 
     found = score(traced, coupling, "first-best", criteria={**CRITERIA, "first-best": first_best})
     assert found.values["stem.weight"].tolist() == [0, -1, -2, -3]
-    with pytest.raises(ConfigError, match="importance 'magnitud' is not known: did you mean 'magnitude'"):
+    with pytest.raises(ConfigError, match=r"importance = magnitud: want one of kl, .*; did you mean 'magnitude'\?"):
         score(traced, coupling, "magnitud")
+
+
+def test_a_divergence_that_nothing_looks_at() -> None:
+    with pytest.raises(ConfigError, match="divergence = bernoulli: importance = magnitude compares no predictions"):
+        check_criterion("magnitude", "bernoulli")
+    check_criterion("kl-fast", "bernoulli")
+    check_criterion("mine", "bernoulli", {"mine": CRITERIA["kl"]})

@@ -30,7 +30,12 @@ SUMMARY = Summary(
     verification=Verification(1e-16, 1e-6, passed=True),
     target={"macs": "50%"},
     importance="kl",
-    recovery={"epochs": 1, "accuracy_before": 0.5, "accuracy_after": {"recalibrate": None, "recover": 0.75}},
+    recovery={
+        "epochs": 1,
+        "accuracy_before": 0.5,
+        "accuracy_before_without_absorbing": None,
+        "accuracy_after": {"recalibrate": None, "recover": 0.75},
+    },
     seconds={"train": 1.0},
 ).as_dict()
 

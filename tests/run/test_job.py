@@ -138,6 +138,13 @@ def test_biases_absorb_what_goes_when_the_job_says_so(tiny_job: dict[str, Any], 
     plain, absorbed = (slim(traced, plan, absorb_bias=way).module.state_dict() for way in ("none", "mean"))
     torch.testing.assert_close(saved, dict(absorbed))
     assert any(not torch.equal(plain[name], saved[name]) for name in saved)
+    bare = slim(traced, plan).module.eval()
+    images, labels = next(iter(load_data("digits", limit=tiny_job.get("limit")).loader("test", 10_000)))
+    with torch.inference_mode():
+        right = float((bare(images).argmax(1) == labels).double().mean())
+    recovery = found.summary["recovery"]
+    assert recovery["accuracy_before_without_absorbing"] == pytest.approx(right, abs=1e-6)
+    assert recovery["accuracy_before"] == found.summary["slim"]["accuracy"]
 
 
 def test_a_run_repeats_itself(finished: RunResult, tiny_job: dict[str, Any], elsewhere: Path) -> None:

@@ -1,5 +1,6 @@
 """Reading a configuration: every fault names its key, the value found and what is wanted."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,11 @@ def test_resolved_reads_back_to_the_same_configuration() -> None:
 def test_every_key_says_what_it_takes() -> None:
     assert all(wanted(info) for info in FIELDS.values())
     assert set(RunConfig.model_fields) <= set(FIELDS)
+
+
+def test_every_key_is_in_the_documentation() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    text = "\n".join(path.read_text() for path in sorted(docs.glob("*.md")))
+    words = set(re.findall(r"[\w.]+", " ".join(re.findall(r"`([^`\n]+)`", text))))
+    missing = [key for key in FIELDS if not {key, key.split(".")[-1]} & words]
+    assert missing == []
