@@ -12,18 +12,17 @@ Torch-Pruning ("tp-") can with shortcuts that pad channels. A row that is on rec
 
 import argparse
 import copy
-import json
 import re
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from accuracy_arms import ARMS, Narrowed, narrow, narrow_by_rival, outer_norms
+from records import Lines, Row, collect, spread
 from tables import fixed, markdown, percent
 from torch import Tensor, nn
 
@@ -32,32 +31,12 @@ from curlfx.coupling import couple
 from curlfx.errors import BudgetError
 from curlfx.graph import TracedModel, trace
 from curlfx.importance import Scores, score
-from curlfx.progress import StepEvent
 from curlfx.recovery import TrainSettings, evaluate, fit, recover
 from curlfx.recovery.hardware import choose_device
 from curlfx.sources import DataSource, input_shape, load_data, load_model, load_weights
 
-Row = dict[str, Any]
-
 ABSORBED = "accuracy_absorbed_"
 RECORD = Path(__file__).parent / "results" / "accuracy.jsonl"
-
-
-class Lines:
-    """Progress as a line on standard error every few seconds."""
-
-    def __init__(self, arm: str, every: float = 10.0) -> None:
-        self.arm, self.every, self.last = arm, every, 0.0
-
-    def on_step(self, event: StepEvent) -> None:
-        """Print the step when the last print is long enough ago."""
-        now = time.monotonic()
-        if now - self.last < self.every and event.step != event.total:
-            return
-        self.last = now
-        loss = "" if event.loss is None else f", loss {event.loss:.3f}"
-        left = "" if event.seconds_left is None else f", {event.seconds_left:.0f} s left"
-        print(f"{self.arm}: {event.stage} {event.step}/{event.total}{loss}{left}", file=sys.stderr, flush=True)
 
 
 class Bench:
@@ -176,21 +155,6 @@ def key(arguments: argparse.Namespace, arm: str, seed: int, target: str) -> Row:
     return {"arm": arm, "seed": seed, "target": target, **settings}
 
 
-def read_record(path: Path) -> list[Row]:
-    """All rows on record."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean of some accuracies in percent, and half their range; empty where there are none."""
-    if not values:
-        return ""
-    half = (max(values) - min(values)) / 2
-    return f"{100 * statistics.mean(values):.2f} ± {100 * half:.2f}"
-
-
 def table(rows: Sequence[Row]) -> str:
     """One row per arm: means over the seeds, ± half the range."""
     headers = ["channels chosen by", "seeds", "MACs", "of dense", "params", "of dense"]
@@ -283,27 +247,24 @@ def main() -> int:
     arms, seeds = arguments.arms.split(","), [int(seed) for seed in arguments.seeds.split(",")]
     if unknown := [arm for arm in arms if arm not in ARMS]:
         sys.exit(f"--arms {','.join(unknown)}: want some of {', '.join(ARMS)}")
-    record = read_record(arguments.record)
     bench: Bench | None = None
+
+    def measure(wanted: Row) -> Row | None:
+        nonlocal bench
+        bench = bench or Bench(arguments)
+        arm, seed, target = (wanted[name] for name in ("arm", "seed", "target"))
+        try:
+            row = bench.row(arm, seed, target)
+        except BudgetError as error:
+            print(f"{target} {arm} seed {seed} is left out: {error}", file=sys.stderr, flush=True)
+            return None
+        print(f"{target} {arm} seed {seed}: {row['accuracy']:.4f}", file=sys.stderr, flush=True)
+        return row
+
     tables = []
     for target in arguments.targets.split(","):
-        rows: list[Row] = []
-        for seed, arm in ((seed, arm) for seed in seeds for arm in arms):
-            wanted = key(arguments, arm, seed, target)
-            row = next((row for row in record if wanted.items() <= row.items()), None)
-            if row is None:
-                bench = bench or Bench(arguments)
-                try:
-                    row = bench.row(arm, seed, target)
-                except BudgetError as error:
-                    print(f"{target} {arm} seed {seed} is left out: {error}", file=sys.stderr, flush=True)
-                    continue
-                arguments.record.parent.mkdir(parents=True, exist_ok=True)
-                with arguments.record.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-            rows.append(row)
-            print(f"{target} {arm} seed {seed}: {row['accuracy']:.4f}", file=sys.stderr, flush=True)
-        if rows:
+        wanted = [key(arguments, arm, seed, target) for seed in seeds for arm in arms]
+        if rows := collect(arguments.record, wanted, measure):
             tables.append(describe(arguments, target, rows) + "\n\n" + table(rows) + "\n")
     text = "\n".join(tables)
     print(text)

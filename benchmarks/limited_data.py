@@ -19,10 +19,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from accuracy import Lines, read_record, spread
+from records import Lines, Row, collect, spread
 from tables import fixed, markdown, percent
 from torch import nn
 
@@ -37,8 +36,6 @@ from curlfx.recovery.recipes import UNREFINED
 from curlfx.sources import DataSource, load_data, load_model
 from curlfx.sources.expansion import VERSIONS
 from curlfx.sources.images import balanced
-
-Row = dict[str, Any]
 
 RECORD = Path(__file__).parent / "results" / "limited_data.jsonl"
 KEYS = (
@@ -288,19 +285,19 @@ def main() -> int:
     arms, seeds = arguments.arms.split(","), [int(seed) for seed in arguments.seeds.split(",")]
     if unknown := [arm for arm in arms if arm not in ARMS]:
         sys.exit(f"--arms {','.join(unknown)}: want some of {', '.join(ARMS)}")
-    record = read_record(arguments.record)
-    rows: list[Row] = []
     bench: Bench | None = None
-    for each in [key(arguments, arm, seed) for seed in seeds for arm in arms]:
-        row = next((row for row in record if each.items() <= row.items()), None)
-        if row is None:
-            bench = bench or Bench(arguments)
-            row = bench.row(each["arm"], each["seed"])
-            with arguments.record.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            forget(checkpoint(arguments.record, each))
-        rows.append(row)
+
+    def measure(wanted: Row) -> Row:
+        nonlocal bench
+        bench = bench or Bench(arguments)
+        row = bench.row(wanted["arm"], wanted["seed"])
         print(f"{row['arm']} seed {row['seed']}: {row['accuracy']:.4f}", file=sys.stderr, flush=True)
+        return row
+
+    wanted = [key(arguments, arm, seed) for seed in seeds for arm in arms]
+    rows = collect(arguments.record, wanted, measure)
+    for each in wanted:
+        forget(checkpoint(arguments.record, each))
     text = describe(arguments, rows) + "\n\n" + table(rows) + "\n"
     print(text)
     if arguments.out:

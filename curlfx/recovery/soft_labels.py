@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from curlfx.errors import DataError, WeightsError
 from curlfx.files import discard, written
 from curlfx.recovery.batches import Loader, indexed_batches
-from curlfx.recovery.hardware import choose_device, evaluating
+from curlfx.recovery.hardware import choose_device, evaluating, reproducible
 from curlfx.recovery.loss import logits_of
 
 Logits = NDArray[np.float32]
@@ -119,7 +119,7 @@ def teacher_logits(teacher: nn.Module, loader: Loader, *, device: str = "auto") 
     place = choose_device(device)
     positions: list[Tensor] = []
     found: list[Tensor] = []
-    with evaluating(teacher, place), torch.inference_mode():
+    with reproducible(place), evaluating(teacher, place), torch.inference_mode():
         for batch in indexed_batches(loader, 0):
             found.append(logits_of(teacher(batch.images.to(place, non_blocking=True))).float().cpu())
             positions.append(batch.positions)
