@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from curlfx.deploy.model_file import PROTOBUF_LIMIT, OnnxFile, check_onnx, describe
+from curlfx.deploy.operators import operators_read_once
 from curlfx.deploy.repair import repair
 from curlfx.errors import ConfigError, InvariantError, ModelError
 from curlfx.files import unwritable, write_bytes
@@ -93,7 +94,7 @@ def _translate(
     was_training = module.training
     module.eval()
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), operators_read_once():
             program = torch.onnx.export(
                 module, inputs, dynamo=True, dynamic_shapes=axes if dynamic_batch else None, opset_version=opset,
                 verbose=False,
