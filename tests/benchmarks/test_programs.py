@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +22,13 @@ def start(*arguments):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_help(program):
-    done = start(program, "--help")
-    assert done.returncode == 0, done.stderr
-    assert "usage:" in done.stdout
+def test_help(program, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FOLDER / program), run_name="__main__")
+    assert ended.value.code == 0
+    assert f"usage: {program}" in capsys.readouterr().out
 
 
 def test_coverage_measures_once(tmp_path):
@@ -61,6 +65,7 @@ def test_fuzz_examines_once_and_repeats_one(tmp_path):
     assert one.stdout.splitlines()[0] == row["recipe"]
 
 
+@pytest.mark.slow
 def test_limited_data_measures_once(tmp_path):
     record = tmp_path / "results" / "record.jsonl"
     network = f"{FOLDER.parent / 'tests' / 'run' / 'tiny_networks.py'}:residual"

@@ -28,10 +28,21 @@ def image(size: int = 64) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        ("squeezenet1_1", 64), ("mobilenet_v2", 64), ("mobilenet_v3_small", 64), ("shufflenet_v2_x0_5", 64),
-        ("resnet18", 64), ("regnet_x_400mf", 64), ("mnasnet0_5", 64), ("vit_b_32", 224),
+        ("squeezenet1_1", 64),
+        ("resnet18", 64),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("mobilenet_v2", 64),
+                ("mobilenet_v3_small", 64),
+                ("shufflenet_v2_x0_5", 64),
+                ("regnet_x_400mf", 64),
+                ("mnasnet0_5", 64),
+                ("vit_b_32", 224),
+            ]
+        ),
     ],
-)  # fmt: skip
+)
 def test_torchvision_agrees_with_the_flop_counter(name: str, size: int) -> None:
     model = torchvision.models.get_model(name, weights=None)
     traced = trace(model, (image(size),))

@@ -155,6 +155,7 @@ def test_a_run_repeats_itself(finished: RunResult, tiny_job: dict[str, Any], els
         assert (again.directory / name).read_bytes() == (finished.directory / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_killed_after_every_stage(
     finished: RunResult, tiny_job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +178,14 @@ def test_killed_after_every_stage(
     assert (out / "slim.onnx").read_bytes() == (finished.directory / "slim.onnx").read_bytes()
 
 
-@pytest.mark.parametrize(("stage", "epoch"), [("train", 2), ("recover", 2), ("score", 0)])
+@pytest.mark.parametrize(
+    ("stage", "epoch"),
+    [
+        pytest.param("train", 2, marks=pytest.mark.slow),
+        pytest.param("recover", 2, marks=pytest.mark.slow),
+        ("score", 0),
+    ],
+)
 def test_killed_within_a_stage(
     finished: RunResult, tiny_job: dict[str, Any], tmp_path: Path, stage: str, epoch: int
 ) -> None:
@@ -194,6 +202,7 @@ def test_killed_within_a_stage(
     assert repeatable(run({"resume": out}).summary) == repeatable(finished.summary)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_on_the_way(
     finished: RunResult, tiny_job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

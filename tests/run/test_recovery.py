@@ -56,7 +56,7 @@ def test_every_stage_is_reported(recovered: RunResult) -> None:
     assert "after refine" in page
 
 
-@pytest.mark.parametrize(("stage", "epoch"), [("recover", 2), ("refine", 2)])
+@pytest.mark.parametrize(("stage", "epoch"), [pytest.param("recover", 2, marks=pytest.mark.slow), ("refine", 2)])
 def test_killed_within_a_stage(
     recovered: RunResult, job: dict[str, Any], tmp_path: Path, stage: str, epoch: int
 ) -> None:
@@ -74,6 +74,7 @@ def test_killed_within_a_stage(
     assert again.summary["recovery"] == recovered.summary["recovery"]
 
 
+@pytest.mark.slow
 def test_killed_before_and_after_every_record(
     recovered: RunResult, job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
