@@ -295,9 +295,7 @@ def main() -> int:
         return row
 
     wanted = [key(arguments, arm, seed) for seed in seeds for arm in arms]
-    rows = collect(arguments.record, wanted, measure)
-    for each in wanted:
-        forget(checkpoint(arguments.record, each))
+    rows = collect(arguments.record, wanted, measure, lambda each: forget(checkpoint(arguments.record, each)))
     text = describe(arguments, rows) + "\n\n" + table(rows) + "\n"
     print(text)
     if arguments.out:

@@ -32,13 +32,19 @@ class Lines:
         print(f"{self.arm}: {event.stage} {event.step}/{event.total}{loss}{left}", file=sys.stderr, flush=True)
 
 
-def collect(path: Path, wanted: Iterable[Row], measure: Callable[[Row], Row | None]) -> list[Row]:
+def collect(
+    path: Path,
+    wanted: Iterable[Row],
+    measure: Callable[[Row], Row | None],
+    recorded: Callable[[Row], None] = lambda _: None,
+) -> list[Row]:
     """The rows that are asked for, read from the record or measured and put there, one JSON object per line.
 
     Args:
         path: The record.
         wanted: For every row the settings that it was measured with.
         measure: The row for such settings; None where there is nothing to measure.
+        recorded: Told the settings of every row that is on record.
     """
     record, rows = _read(path), []
     for settings in wanted:
@@ -50,6 +56,7 @@ def collect(path: Path, wanted: Iterable[Row], measure: Callable[[Row], Row | No
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+        recorded(settings)
         rows.append(row)
     return rows
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 _REGISTRATION = "torch.onnx._internal.exporter._registration"
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
@@ -16,17 +18,18 @@ def operators_read_once() -> Iterator[None]:
     """Let `torch.onnx.export` take the operators that an earlier call in this process read.
 
     This is half of the time of a small network's export. A release of torch that is laid out differently reads
-    them again, as without this.
+    them again, as without this. Operators that are registered with onnxscript after the first call are not seen.
     """
     module, apis = _home()
     if apis is None:
         yield
         return
-    module.onnxscript_apis = _Remembering(apis)
-    try:
-        yield
-    finally:
-        module.onnxscript_apis = apis
+    with _ONE_AT_A_TIME:
+        module.onnxscript_apis = _Remembering(apis)
+        try:
+            yield
+        finally:
+            module.onnxscript_apis = apis
 
 
 class _Remembering:
@@ -50,6 +53,7 @@ def _home() -> tuple[Any, Any]:
     except ImportError:
         return None, None
     apis = getattr(module, "onnxscript_apis", None)
+    apis = apis._apis if isinstance(apis, _Remembering) else apis
     return module, apis if hasattr(apis, "get_torchlib_ops") else None
 
 

@@ -51,10 +51,11 @@ def check_criterion(importance: str, divergence: str = AUTO, criteria: Mapping[s
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"importance = {importance}: want one of {', '.join(criteria)}{hint}")
     check_divergence(divergence)
-    if divergence != AUTO and importance in CRITERIA and importance not in COMPARING:
+    own = criteria[importance] is not CRITERIA.get(importance)
+    if divergence != AUTO and not own and importance not in COMPARING:
         raise ConfigError(
-            f"divergence = {divergence}: importance = {importance} compares no predictions; leave it out, or take one "
-            f"of {', '.join(COMPARING)}"
+            f"divergence = {divergence}: importance = {importance} compares no predictions; leave out divergence, or "
+            f"take importance = {', '.join(COMPARING)}"
         )
 
 

@@ -89,17 +89,17 @@ def ascending(values: Tensor) -> bool:
 
 
 def different_columns(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Where each different column of ``matrix`` ``(rows, width)`` comes last, and which of these each one is.
+    """A place of each different column of ``matrix`` ``(rows, width >= 1)``, and which of these each one is.
 
     The different ones come in the order of their first elements, then of their second ones, and so on.
 
     Args:
         matrix: Numbers from 0 to ``size - 1``.
-        size: Its square must fit 63 bits.
+        size: ``width * size`` must fit 63 bits.
     """
     which = torch.unique(matrix[0], return_inverse=True)[1]
     for row in matrix[1:]:
         which = torch.unique(which * size + row, return_inverse=True)[1]
-    last = torch.zeros(int(which.max()) + 1, dtype=torch.int64)
-    last[which] = torch.arange(matrix.shape[1])
-    return last, which
+    place = torch.zeros(int(which.max()) + 1, dtype=torch.int64)
+    place[which] = torch.arange(matrix.shape[1])
+    return place, which

@@ -264,10 +264,10 @@ def _nested(call: OpCall, child: Tensor, parents: Sequence[Tensor]) -> Tensor:
     inner = child.reshape(-1)
     if not ascending(inner):  # labels that occur once are in one place each
         together = torch.stack([inner, *(parent.expand(child.shape).reshape(-1) for parent in parents)])
-        first, which = different_columns(together, call.store.size)
-        if len(first) > len(torch.unique(inner)):
-            cells = together[:, first]
-            labels = call.store.fresh(len(first), call.node.name, support(child)[-1], parameter=False)
+        place, which = different_columns(together, call.store.size)
+        if len(place) > len(torch.unique(inner)):
+            cells = together[:, place]
+            labels = call.store.fresh(len(place), call.node.name, support(child)[-1], parameter=False)
             call.store.align(labels, cells[0], call.node.name)
             call.store.products.append(Product(labels, tuple(cells)))
             child = labels[which].reshape(child.shape)

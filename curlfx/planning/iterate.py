@@ -113,7 +113,7 @@ def _of_what_is_left(coupling: Coupling, keep: Keep, scores: Scores) -> Scores:
             number = found.size if group.id in scores.values else "no such group"
             raise PlanError(
                 f"group '{group.id}' has {left.size} channels left, the slim network has {number} of them; "
-                "prune this network in one step"
+                "prune this network in one step (steps=1, in a run iterative_steps=1)"
             )
         lifted[group.id] = np.full(group.width, lowest)
         lifted[group.id][left] = found

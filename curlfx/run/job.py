@@ -30,7 +30,6 @@ from curlfx.sources import DataSource
 
 Say = Callable[[str], None]
 EVALUATION_BATCH = 256
-SCORES = "scores.json"
 SLIM = "slim.safetensors"
 """Newest weights of the slim network."""
 
@@ -112,7 +111,11 @@ class Job:
     @cached_property
     def scores(self) -> Scores:
         """What the criterion found."""
-        return read_scores(self.checkpoint(SCORES), self.coupling)
+        path, coupling = self.checkpoint("scores.json"), self.coupling
+        with reading(path):
+            scores = Scores.from_json(path.read_text(encoding="utf-8"))
+            scores.check(coupling)
+        return scores
 
     @cached_property
     def plan(self) -> SlimPlan:
@@ -147,14 +150,6 @@ class Job:
         """The first test images, ``(count, C, H, W)``, repeated when there are fewer."""
         images = next(iter(self.subject.data.loader("test", count)))[0].cpu()
         return torch.cat([images] * -(-count // len(images)))[:count]
-
-
-def read_scores(path: Path, coupling: Coupling) -> Scores:
-    """Scores that an earlier stage wrote. Raises: OutputError when it is missing, damaged or of other channels."""
-    with reading(path):
-        scores = Scores.from_json(path.read_text(encoding="utf-8"))
-        scores.check(coupling)
-    return scores
 
 
 def save_tensors(module: nn.Module, path: Path, **notes: str) -> None:

@@ -55,8 +55,7 @@ def _fault(summary: Any) -> str | None:
         if first["type"] == "missing":
             return f"key '{key}' is missing"
         return f"key '{key}' = {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-    wanted = ("accuracy_before", "accuracy_before_without_absorbing", "accuracy_after")
-    missing = [key for key in wanted if key not in summary["recovery"]]
+    missing = [key for key in ("accuracy_before", "accuracy_after") if key not in summary["recovery"]]
     return f"key 'recovery.{missing[0]}' is missing" if missing else None
 
 
@@ -78,8 +77,8 @@ def write_page(directory: RunDirectory) -> None:
         notes.append(
             f"A normalisation averages over channels of {', '.join(changed)}: it now averages over the kept ones."
         )
-    if slim["absorbed"]:
-        notes += slim["absorbed"]["refused"]
+    if absorbed := slim.get("absorbed"):
+        notes += absorbed["refused"]
     content = PageContent(
         summary=summary,
         layers=rows,
@@ -130,7 +129,7 @@ def _recovered(config: RecoveryConfig, done: Mapping[str, Mapping[str, Any]]) ->
     before = done["unrecovered"]
     return {
         "accuracy_before": before["accuracy"],
-        "accuracy_before_without_absorbing": before["without_absorbing"],
+        "accuracy_before_without_absorbing": before.get("without_absorbing"),
         "accuracy_after": after,
     }
 

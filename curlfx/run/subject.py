@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,9 @@ from curlfx.coupling import Coupling, couple
 from curlfx.deploy.session import check_runtime
 from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel
-from curlfx.importance import Scores, check_criterion, score
-from curlfx.planning import SlimPlan, plan
+from curlfx.importance import check_criterion, score
+from curlfx.planning import SlimPlan, prune_iteratively
+from curlfx.planning.iterate import ScoreFunction
 from curlfx.recovery.hardware import choose_device
 from curlfx.run.config import PUBLISHED, RunConfig
 from curlfx.sources import DataSource, check_fit, input_shape, load_data, load_model, load_weights
@@ -74,19 +74,23 @@ def examine(config: RunConfig, subject: Subject) -> None:
     """
     traced = subject.trace()
     coupling = couple(traced, frozen=config.ignored_layers)
-    make_plan(config, traced, coupling, score(traced, coupling, "random"))
+    make_plan(config, traced, coupling, lambda network, left: score(network, left, "random"))
 
 
 def make_plan(
-    config: RunConfig, traced: TracedModel, coupling: Coupling, scores: Scores, costs: CostModel | None = None
+    config: RunConfig,
+    traced: TracedModel,
+    coupling: Coupling,
+    scored: ScoreFunction,
+    costs: CostModel | None = None,
 ) -> SlimPlan:
-    """The plan that ``config`` asks for. Raises: as `curlfx.planning.plan`."""
-    return plan(traced, coupling, scores, config.target.as_mapping(), **plan_options(config), costs=costs)
+    """The plan that ``config`` asks for, from scores of the network and of what each step but the last leaves of it.
 
-
-def plan_options(config: RunConfig) -> dict[str, Any]:
-    """What `curlfx.planning.plan` takes beside scores and target."""
-    return {name: getattr(config, name) for name in ("round_to", "allocation", "floor", "per")}
+    Raises: as `curlfx.planning.prune_iteratively`.
+    """
+    options = {name: getattr(config, name) for name in ("round_to", "allocation", "floor", "per")}
+    target, steps = config.target.as_mapping(), config.iterative_steps
+    return prune_iteratively(traced, coupling, scored, target, steps, **options, costs=costs)
 
 
 def proxy_batches(data: DataSource, count: int, seed: int) -> tuple[Tensor, ...]:

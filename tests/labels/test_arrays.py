@@ -88,7 +88,7 @@ def test_ascending(values, expected):
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_different_columns(rows):
     matrix = torch.randint(0, 3, (rows, 40), generator=torch.Generator().manual_seed(rows))
-    wanted, place = torch.unique(matrix, dim=1, return_inverse=True)
-    last, which = different_columns(matrix, 3)
-    assert matrix[:, last].tolist() == wanted.tolist()
-    assert which.tolist() == place.tolist()
+    wanted, inverse = torch.unique(matrix, dim=1, return_inverse=True)
+    place, which = different_columns(matrix, 3)
+    assert matrix[:, place].tolist() == wanted.tolist()
+    assert which.tolist() == inverse.tolist()

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from curlfx.planning import SlimPlan
+from curlfx.errors import PlanError
+from curlfx.planning import SlimPlan, iterate
+from curlfx.progress import StepEvent
 from curlfx.run import scoring
 from curlfx.run.job import Job
 from curlfx.run.runner import run
@@ -48,20 +50,53 @@ def test_each_step_scores_what_is_left(job: dict[str, Any], tmp_path: Path) -> N
     ).read_bytes()
 
 
-def test_killed_between_steps(job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def left_over(folder: Path) -> list[Path]:
+    return sorted((folder / "checkpoints").glob("*.unfinished.*"))
+
+
+def same(resumed: Path, whole: Path) -> None:
+    assert left_over(resumed) == left_over(whole) == []
+    for name in ("plan.json", "slim.safetensors", "checkpoints/scores-2.json", "checkpoints/scores-3.json"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_killed_between_steps_and_within_one(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = run({**job, "out": tmp_path / "whole"})
     scored, asked = scoring._scored, []
 
     def killed(job: Job, *arguments: Any) -> Any:
         asked.append(arguments[-1])
-        if asked == ["scores.json", "scores-2.json", "scores-3.json"]:
+        if asked == ["scores", "scores-2", "scores-3"]:
             raise Killed
         return scored(job, *arguments)
 
     monkeypatch.setattr(scoring, "_scored", killed)
     with pytest.raises(Killed):
-        run({**job, "out": tmp_path / "killed"})
-    resumed = run({"resume": tmp_path / "killed"})
-    assert asked == ["scores.json", "scores-2.json", "scores-3.json", "scores-3.json"]
-    for name in ("plan.json", "slim.safetensors", "checkpoints/scores-2.json", "checkpoints/scores-3.json"):
-        assert (resumed.directory / name).read_bytes() == (whole.directory / name).read_bytes(), name
+        run({**job, "out": tmp_path / "between"})
+    resumed = run({"resume": tmp_path / "between"})
+    assert asked == ["scores", "scores-2", "scores-3", "scores-2", "scores-3"]
+    same(resumed.directory, whole.directory)
+
+    class Murderer:
+        def on_step(self, event: StepEvent) -> None:
+            if event.stage == "score" and event.step > 1 and (tmp_path / "within/checkpoints/scores.json").exists():
+                raise Killed
+
+    with pytest.raises(Killed):
+        run({**job, "out": tmp_path / "within"}, progress=Murderer())
+    assert not (tmp_path / "within/checkpoints/scores-2.json").exists()
+    same(run({"resume": tmp_path / "within"}).directory, whole.directory)
+
+
+def test_a_network_that_cannot_go_in_steps_is_refused_first(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PlanError("group 'a' has 3 channels left, the slim network has 2 of them")
+
+    monkeypatch.setattr(iterate, "_of_what_is_left", refuse)
+    with pytest.raises(PlanError, match="3 channels left"):
+        run({**job, "out": tmp_path / "run"})
+    assert not (tmp_path / "run").exists()
