@@ -59,11 +59,14 @@ def prune_iteratively(
     costs = options.pop("costs", None) or CostModel(traced, coupling)
     targets = parse_targets(target, costs.dense)
     scores = priced(score(traced, coupling), per, costs, coupling)
-    found = plan(traced, coupling, scores, _amounts(targets, 1, steps), costs=costs, **options)
+    found = plan(
+        traced, coupling, scores, target if steps == 1 else _amounts(targets, 1, steps), costs=costs, **options
+    )
     for number in range(2, steps + 1):
         if not all(_on_the_way(each, number, steps).met(found.after) for each in targets):
             scores = _of_what_is_left(coupling, found.keep, _scored(traced, coupling, found.keep, score, per))
-            found = plan(traced, coupling, scores, _amounts(targets, number, steps), costs=costs, **options)
+            amounts = target if number == steps else _amounts(targets, number, steps)
+            found = plan(traced, coupling, scores, amounts, costs=costs, **options)
     return found.model_copy(update={"target": dict(target), "per": name_of(per)})
 
 
