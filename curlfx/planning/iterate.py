@@ -59,14 +59,12 @@ def prune_iteratively(
     costs = options.pop("costs", None) or CostModel(traced, coupling)
     targets = parse_targets(target, costs.dense)
     scores = priced(score(traced, coupling), per, costs, coupling)
-    found = plan(
-        traced, coupling, scores, target if steps == 1 else _amounts(targets, 1, steps), costs=costs, **options
-    )
+    bounds = [*(_amounts(targets, number, steps) for number in range(1, steps)), target]
+    found = plan(traced, coupling, scores, bounds[0], costs=costs, **options)
     for number in range(2, steps + 1):
         if not all(_on_the_way(each, number, steps).met(found.after) for each in targets):
             scores = _of_what_is_left(coupling, found.keep, _scored(traced, coupling, found.keep, score, per))
-            amounts = target if number == steps else _amounts(targets, number, steps)
-            found = plan(traced, coupling, scores, amounts, costs=costs, **options)
+            found = plan(traced, coupling, scores, bounds[number - 1], costs=costs, **options)
     return found.model_copy(update={"target": dict(target), "per": name_of(per)})
 
 
