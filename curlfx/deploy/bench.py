@@ -12,7 +12,7 @@ import numpy as np
 
 from curlfx.deploy.environment import cores, environment
 from curlfx.deploy.model_file import OnnxFile, describe, read_onnx
-from curlfx.deploy.session import open_session, provider_name
+from curlfx.deploy.session import open_session, provider_name, run_session
 from curlfx.deploy.statistics import Latency, Speedup, Timings
 from curlfx.errors import ConfigError, ModelError
 from curlfx.progress import Progress, StepEvent, StepTimer
@@ -161,11 +161,7 @@ def _measure(
     """Milliseconds of every timed call, ``(files, rounds, runs)``."""
     pairs = list(zip(sessions, feeds, strict=True))
     for path, (session, feed) in zip(paths, pairs, strict=True):
-        try:
-            for _ in range(max(1, settings.warmup)):
-                session.run(None, feed)
-        except Exception as error:  # its exceptions derive from Exception alone
-            raise ModelError(f"{path}: onnxruntime fails on random inputs: {str(error).splitlines()[0]}") from error
+        run_session(path, session, feed, max(1, settings.warmup))
     taken = np.empty((len(pairs), settings.rounds, settings.runs))
     order, started, timer = list(range(len(pairs))), time.perf_counter(), StepTimer(settings.rounds)
     for number in range(settings.rounds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +46,54 @@ def check_runtime(provider: str, threads: int) -> str:
     return provider_name(provider)
 
 
-def open_session(path: Path, *, provider: str = "cpu", threads: int = 0) -> Any:
+def open_session(path: Path, *, provider: str = "cpu", threads: int = 0, profile_to: Path | None = None) -> Any:
     """An `onnxruntime.InferenceSession` with every graph optimisation on.
 
     Args:
         provider: Where to run; what it cannot run stays on the CPU.
         threads: Of one operator; 0 leaves it to onnxruntime (all cores).
+        profile_to: Beginning of the name of the profile, which onnxruntime then writes.
 
     Raises: ConfigError for a provider that is not there; ModelError for a file that is missing, damaged or refused.
     """
     name = check_runtime(provider, threads)
     read_onnx(path)  # says what is wrong with a file; onnxruntime only says that something is
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = _ERRORS_ONLY
+    options = _options(threads, profile_to)
     providers = list(dict.fromkeys([name, PROVIDERS["cpu"]]))
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its exceptions derive from Exception alone
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path}: onnxruntime refuses it: {reason}") from error
+        raise ModelError(f"{path}: onnxruntime refuses it: {_first_line(error)}") from error
     if session.get_providers()[0] != name:
         raise ConfigError(f"provider = {provider!r}: onnxruntime could not start it and fell back to the CPU")
     return session
+
+
+def check_feeds(path: Path, session: Any, feeds: Mapping[str, Any]) -> None:
+    """Raises: ConfigError unless ``feeds`` has the names of the session's inputs."""
+    wanted = [value.name for value in session.get_inputs()]
+    if set(wanted) != set(feeds):
+        raise ConfigError(f"{path}: its inputs are {', '.join(wanted)}; found {', '.join(feeds) or 'none'}")
+
+
+def run_session(path: Path, session: Any, feeds: Mapping[str, Any], runs: int) -> None:
+    """Run a session some times for nothing. Raises: ModelError when it fails on these inputs."""
+    try:
+        for _ in range(runs):
+            session.run(None, feeds)
+    except Exception as error:  # its exceptions derive from Exception alone
+        raise ModelError(f"{path}: onnxruntime fails on these inputs: {_first_line(error)}") from error
+
+
+def _options(threads: int, profile_to: Path | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _ERRORS_ONLY
+    if profile_to is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
+    return options
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
