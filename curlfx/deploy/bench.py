@@ -10,24 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from curlfx.deploy.breakdown import Breakdown, break_down
 from curlfx.deploy.environment import cores, environment
+from curlfx.deploy.feeds import random_feeds
+from curlfx.deploy.memory import peak_memory
 from curlfx.deploy.model_file import OnnxFile, describe, read_onnx
+from curlfx.deploy.profile import profile
 from curlfx.deploy.session import open_session, provider_name, run_session
 from curlfx.deploy.statistics import Latency, Speedup, Timings
-from curlfx.errors import ConfigError, ModelError
+from curlfx.errors import ConfigError
 from curlfx.progress import Progress, StepEvent, StepTimer
 
 NOISY = 0.1  # coefficient of variation worth a warning
 FEWEST_ROUNDS = 10
-_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
+PROFILED_MS = 2000.0  # spent on the profile of one file, within the numbers of runs
+PROFILED_RUNS = (3, 20)
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,8 @@ class BenchSettings:
         warmup: Calls of each file before the first round.
         max_seconds: No round begins after this long, but `FEWEST_ROUNDS` are made; None sets no limit.
         seed: Of the random inputs and of the bootstrap.
+        profile: Also time every node of every file, as `curlfx.deploy.profile`.
+        memory: Also measure the memory of every file, as `curlfx.deploy.memory`; takes about a second a file.
     """
 
     batch_size: int = 1
@@ -53,6 +52,8 @@ class BenchSettings:
     warmup: int = 10
     max_seconds: float | None = None
     seed: int = 0
+    profile: bool = False
+    memory: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("threads", 1), ("rounds", 2), ("runs", 1), ("warmup", 0)):
@@ -71,12 +72,30 @@ class BenchEntry:
         latency_ms: Of one call, at the batch size of the settings.
         throughput: Images per second at the median latency.
         speedup: Over the first file; None for the first itself.
+        profile: Where the time goes; None where it was not asked for.
+        memory_mib: Peak of resident memory, in MiB above that of a one-node file; None where it was not asked for.
     """
 
     file: OnnxFile
     latency_ms: Latency
     throughput: float
     speedup: Speedup | None
+    profile: Breakdown | None = None
+    memory_mib: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; those of the file beside the others."""
+        return {
+            "path": str(self.file.path),
+            "size_bytes": self.file.size_bytes,
+            "opset": self.file.opset,
+            "operators": self.file.operators,
+            "latency_ms": self.latency_ms.to_json(),
+            "throughput": self.throughput,
+            "speedup": None if self.speedup is None else asdict(self.speedup),
+            "profile": None if self.profile is None else self.profile.to_json(),
+            "memory_mib": self.memory_mib,
+        }
 
 
 @dataclass(frozen=True)
@@ -88,7 +107,7 @@ class BenchReport:
         settings: As asked for.
         rounds: Rounds made.
         environment: As `curlfx.deploy.environment`.
-        warnings: What makes these numbers doubtful, one sentence each.
+        warnings: What makes these numbers doubtful or a file slow, one sentence each.
     """
 
     entries: tuple[BenchEntry, ...]
@@ -100,18 +119,7 @@ class BenchReport:
     def to_json(self) -> dict[str, Any]:
         """JSON values; keys as the attributes."""
         return {
-            "entries": [
-                {
-                    "path": str(entry.file.path),
-                    "size_bytes": entry.file.size_bytes,
-                    "opset": entry.file.opset,
-                    "operators": entry.file.operators,
-                    "latency_ms": entry.latency_ms.to_json(),
-                    "throughput": entry.throughput,
-                    "speedup": None if entry.speedup is None else asdict(entry.speedup),
-                }
-                for entry in self.entries
-            ],
+            "entries": [entry.to_json() for entry in self.entries],
             "settings": asdict(self.settings),
             "rounds": self.rounds,
             "environment": self.environment,
@@ -140,15 +148,47 @@ def bench(
     provider_name(chosen.provider)
     files = [Path(path) for path in paths]
     sessions = [open_session(path, provider=chosen.provider, threads=chosen.threads) for path in files]
-    feeds = [_inputs(path, one, chosen, shapes or {}) for path, one in zip(files, sessions, strict=True)]
+    feeds = [
+        random_feeds(path, one, batch_size=chosen.batch_size, shapes=shapes or {}, seed=chosen.seed)
+        for path, one in zip(files, sessions, strict=True)
+    ]
     timings = _measure(files, sessions, feeds, chosen, progress)
-    entries = []
-    for position, path in enumerate(files):
-        latency = Latency.of(timings[position])
-        speedup = Speedup.between(timings[0], timings[position], seed=chosen.seed) if position else None
-        throughput = 1000.0 * chosen.batch_size / latency.median
-        entries.append(BenchEntry(describe(path, read_onnx(path)), latency, throughput, speedup))
-    return BenchReport(tuple(entries), chosen, timings.shape[1], environment(), _doubts(entries, chosen))
+    del sessions  # the memory is free for what else is asked for
+    memory: Sequence[float | None] = [None] * len(files)
+    if chosen.memory:
+        memory = peak_memory(files, feeds, provider=chosen.provider, threads=chosen.threads)
+    entries = tuple(
+        _entry(path, timings[0] if place else None, timings[place], feeds[place], memory[place], chosen)
+        for place, path in enumerate(files)
+    )
+    return BenchReport(entries, chosen, timings.shape[1], environment(), _doubts(entries, chosen))
+
+
+def _entry(
+    path: Path,
+    first: Timings | None,
+    timings: Timings,
+    feeds: Mapping[str, Any],
+    memory_mib: float | None,
+    settings: BenchSettings,
+) -> BenchEntry:
+    """What was measured of one file, and its profile; ``first`` are the timings to compare with."""
+    latency = Latency.of(timings)
+    return BenchEntry(
+        file=describe(path, read_onnx(path)),
+        latency_ms=latency,
+        throughput=1000.0 * settings.batch_size / latency.median,
+        speedup=None if first is None else Speedup.between(first, timings, seed=settings.seed),
+        profile=_profile(path, feeds, latency, settings) if settings.profile else None,
+        memory_mib=memory_mib,
+    )
+
+
+def _profile(path: Path, feeds: Mapping[str, Any], latency: Latency, settings: BenchSettings) -> Breakdown:
+    fewest, most = PROFILED_RUNS
+    runs = min(most, max(fewest, int(PROFILED_MS / latency.median)))
+    nodes = profile(path, feeds, provider=settings.provider, threads=settings.threads, runs=runs)
+    return break_down(path, nodes)
 
 
 def _measure(
@@ -189,42 +229,6 @@ def _turn(session: Any, feed: dict[str, Any], runs: int) -> list[float]:
     return times
 
 
-def _inputs(path: Path, session: Any, settings: BenchSettings, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Random inputs of the session, by name: normal for floating point, zeros for integers (they may be indices)."""
-    generator = np.random.default_rng(settings.seed)
-    known = {value.name for value in session.get_inputs()}
-    for name in shapes:
-        if name not in known:
-            raise ConfigError(f"{path}: has no input {name!r}; its inputs are {', '.join(sorted(known))}")
-    feeds = {}
-    for value in session.get_inputs():
-        shape = _shape(path, value.name, value.shape, settings.batch_size, shapes.get(value.name))
-        if value.type not in _TYPES:
-            raise ModelError(f"{path}: input {value.name!r} is a {value.type}; want one of {', '.join(_TYPES)}")
-        kind = np.dtype(_TYPES[value.type])
-        drawn = generator.standard_normal(shape) if kind.kind == "f" else np.zeros(shape)
-        feeds[value.name] = drawn.astype(kind)
-    return feeds
-
-
-def _shape(
-    path: Path, name: str, declared: Sequence[int | str | None], batch: int, wanted: Sequence[int] | None
-) -> tuple[int, ...]:
-    if wanted is not None:
-        agrees = len(wanted) == len(declared) and all(
-            not isinstance(axis, int) or axis == size for axis, size in zip(declared, wanted, strict=True)
-        )
-        if not agrees:
-            raise ConfigError(f"{path}: input {name!r} is {list(declared)}; shape {list(wanted)} does not fit it")
-        return tuple(wanted)
-    if declared and isinstance(declared[0], int) and declared[0] != batch:
-        raise ConfigError(f"{path}: input {name!r} takes batch {declared[0]} only; want batch_size={declared[0]}")
-    rest = declared[1:]
-    if not all(isinstance(axis, int) for axis in rest):
-        raise ModelError(f"{path}: input {name!r} leaves its shape open: {list(declared)}; give it with shapes")
-    return tuple(int(axis) for axis in ([batch, *rest] if declared else []) if axis is not None)
-
-
 def _doubts(entries: Sequence[BenchEntry], settings: BenchSettings) -> tuple[str, ...]:
     doubts = []
     for entry in entries:
@@ -236,6 +240,8 @@ def _doubts(entries: Sequence[BenchEntry], settings: BenchSettings) -> tuple[str
             )
         if entry.latency_ms.cov > NOISY:
             doubts.append(f"{name}: latency varies by {entry.latency_ms.cov:.0%}; other programs may be running")
+        if entry.profile is not None:
+            doubts += entry.profile.sentences(name)
     if settings.threads > cores():
         doubts.append(f"{settings.threads} threads share {cores()} cores")
     return tuple(doubts)

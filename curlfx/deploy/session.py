@@ -9,6 +9,7 @@ from typing import Any
 import onnxruntime
 
 from curlfx.deploy.environment import cores
+from curlfx.deploy.memory_probe import make_options
 from curlfx.deploy.model_file import read_onnx
 from curlfx.errors import ConfigError, ModelError
 
@@ -59,9 +60,8 @@ def open_session(path: Path, *, provider: str = "cpu", threads: int = 0, profile
     name = check_runtime(provider, threads)
     read_onnx(path)  # says what is wrong with a file; onnxruntime only says that something is
     options = _options(threads, profile_to)
-    providers = list(dict.fromkeys([name, PROVIDERS["cpu"]]))
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(path), options, providers=with_cpu(name))
     except Exception as error:  # its exceptions derive from Exception alone
         raise ModelError(f"{path}: onnxruntime refuses it: {_first_line(error)}") from error
     if session.get_providers()[0] != name:
@@ -70,9 +70,10 @@ def open_session(path: Path, *, provider: str = "cpu", threads: int = 0, profile
 
 
 def check_feeds(path: Path, session: Any, feeds: Mapping[str, Any]) -> None:
-    """Raises: ConfigError unless ``feeds`` has the names of the session's inputs."""
+    """Raises: ConfigError unless ``feeds`` has the inputs of the session, and else only constants that it may set."""
     wanted = [value.name for value in session.get_inputs()]
-    if set(wanted) != set(feeds):
+    allowed = {*wanted, *(value.name for value in session.get_overridable_initializers())}
+    if not set(wanted) <= set(feeds) <= allowed:
         raise ConfigError(f"{path}: its inputs are {', '.join(wanted)}; found {', '.join(feeds) or 'none'}")
 
 
@@ -85,11 +86,23 @@ def run_session(path: Path, session: Any, feeds: Mapping[str, Any], runs: int) -
         raise ModelError(f"{path}: onnxruntime fails on these inputs: {_first_line(error)}") from error
 
 
+def with_cpu(name: str) -> list[str]:
+    """Full names of the providers of a session: the CPU takes what the first cannot run."""
+    return list(dict.fromkeys([name, PROVIDERS["cpu"]]))
+
+
+def option_values(threads: int) -> dict[str, int]:
+    """Attributes of `onnxruntime.SessionOptions` for every session of ours, as plain numbers."""
+    return {
+        "intra_op_num_threads": threads,
+        "inter_op_num_threads": 1,
+        "graph_optimization_level": int(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL),
+        "log_severity_level": _ERRORS_ONLY,
+    }
+
+
 def _options(threads: int, profile_to: Path | None) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = _ERRORS_ONLY
+    options = make_options(option_values(threads))
     if profile_to is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
     return options

@@ -122,8 +122,9 @@ def test_refusals(tmp_path):
         profile(tmp_path / "absent.onnx", IMAGE)
     with pytest.raises(ModelError, match="fails on these inputs"):
         profile(path, {"x": np.ones((2, 4, 8, 8), np.float32)})
-    with pytest.raises(ConfigError, match="its inputs are x; found z"):
-        profile(path, {"z": IMAGE["x"]})
+    for names in (["z"], ["x", "z"], []):
+        with pytest.raises(ConfigError, match=f"its inputs are x; found {', '.join(names) or 'none'}"):
+            profile(path, dict.fromkeys(names, IMAGE["x"]))
     with pytest.raises(ConfigError, match="runs = 0"):
         profile(path, IMAGE, runs=0)
     with pytest.raises(ConfigError, match="warmup = -1"):
