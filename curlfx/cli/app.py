@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from curlfx.cli.check import bench, verify
+from curlfx.cli.bench import bench
+from curlfx.cli.check import verify
 from curlfx.cli.decide import plan, score
 from curlfx.cli.job import report, run
 from curlfx.cli.look import explain, inspect

@@ -1,11 +1,14 @@
 """The way out: an ONNX file that computes the same, and how fast it does."""
 
 from curlfx.deploy.bench import BenchEntry, BenchReport, BenchSettings, bench
+from curlfx.deploy.breakdown import Breakdown, OperatorTime, SlowConvolution
 from curlfx.deploy.environment import environment
 from curlfx.deploy.export import export_onnx
 from curlfx.deploy.model_file import OnnxFile, check_onnx
 from curlfx.deploy.parity import ParityReport, parity
+from curlfx.deploy.plot import plot_bench
 from curlfx.deploy.prepare import prepare
+from curlfx.deploy.profile import NodeTime, profile
 from curlfx.deploy.program import load_program, save_program
 from curlfx.deploy.statistics import Latency, Speedup
 
@@ -13,9 +16,13 @@ __all__ = [
     "BenchEntry",
     "BenchReport",
     "BenchSettings",
+    "Breakdown",
     "Latency",
+    "NodeTime",
     "OnnxFile",
+    "OperatorTime",
     "ParityReport",
+    "SlowConvolution",
     "Speedup",
     "bench",
     "check_onnx",
@@ -23,6 +30,8 @@ __all__ = [
     "export_onnx",
     "load_program",
     "parity",
+    "plot_bench",
     "prepare",
+    "profile",
     "save_program",
 ]

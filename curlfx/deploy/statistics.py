@@ -18,6 +18,7 @@ class Latency:
 
     Attributes:
         median: Half of the calls took longer.
+        p10: One call in ten took less.
         p90: One call in ten took longer.
         p99: One call in a hundred took longer.
         min: The fastest.
@@ -27,6 +28,7 @@ class Latency:
     """
 
     median: float
+    p10: float
     p90: float
     p99: float
     min: float
@@ -38,10 +40,10 @@ class Latency:
     def of(timings: Timings) -> Latency:
         """Summary of timings in milliseconds, of any shape."""
         flat = timings.ravel()
-        median, p90, p99 = (float(one) for one in np.percentile(flat, (50, 90, 99)))
+        median, p10, p90, p99 = (float(one) for one in np.percentile(flat, (50, 10, 90, 99)))
         mean = float(flat.mean())
         cov = float(flat.std(ddof=1) / mean) if flat.size > 1 and mean > 0 else 0.0
-        return Latency(median, p90, p99, float(flat.min()), mean, cov, int(flat.size))
+        return Latency(median, p10, p90, p99, float(flat.min()), mean, cov, int(flat.size))
 
     def to_json(self) -> dict[str, float | int]:
         """The fields."""

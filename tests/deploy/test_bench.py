@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from curlfx.deploy import BenchSettings, Latency, Speedup, bench, environment
 from curlfx.deploy.environment import _cpu, cores
@@ -49,6 +50,37 @@ def test_report(tmp_path):
     assert shown["rounds"] == 4
 
 
+def test_profile_and_memory_are_measured_where_asked_for(tmp_path):
+    paths = [write(tmp_path / "a.onnx"), write(tmp_path / "b.onnx", op="Abs")]
+    plain = bench(paths, QUICK)
+    assert {entry.profile for entry in plain.entries} == {entry.memory_mib for entry in plain.entries} == {None}
+    report = bench(paths, replace(QUICK, profile=True, memory=True))
+    assert [[node.op_type for node in entry.profile.nodes] for entry in report.entries] == [["Neg"], ["Abs"]]
+    assert all(0 <= entry.memory_mib < 50 for entry in report.entries)
+    shown = json.loads(json.dumps(report.to_json()))
+    assert shown["entries"][1]["profile"]["operators"][0]["op_type"] == "Abs"
+    assert shown["entries"][1]["memory_mib"] == report.entries[1].memory_mib
+    assert shown["settings"]["profile"] is True
+
+
+def test_slow_convolutions_are_said(tmp_path):
+    path = tmp_path / "odd.onnx"
+    value = helper.make_tensor_value_info
+    weight = numpy_helper.from_array(np.ones((32, 30, 3, 3), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], "mine")],
+        "g",
+        [value("x", TensorProto.FLOAT, ("batch", 30, 6, 6))],
+        [value("y", TensorProto.FLOAT, None)],
+        [weight],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    report = bench([path], replace(QUICK, profile=True))
+    (said,) = (one for one in report.warnings if "fast path" in one)
+    assert said.startswith("odd.onnx: 1 convolution left the fast path (input channels no multiple of 4), ")
+    assert said.endswith("% of the time: mine (30)")
+
+
 def test_rounds_alternate_and_each_turn_has_one_untimed_call(tmp_path, monkeypatch):
     calls, paths = [], [write(tmp_path / f"{name}.onnx") for name in "abc"]
 
@@ -74,6 +106,7 @@ def test_a_time_limit_still_makes_the_fewest_rounds(tmp_path):
 def test_latency_of_known_timings():
     latency = Latency.of(np.arange(1.0, 101.0).reshape(20, 5))
     assert (latency.median, latency.min, latency.mean, latency.runs) == (50.5, 1.0, 50.5, 100)
+    assert latency.p10 == pytest.approx(10.9)
     assert latency.p90 == pytest.approx(90.1)
     assert latency.p99 == pytest.approx(99.01)
     assert latency.cov == pytest.approx(29.011 / 50.5, rel=1e-4)
