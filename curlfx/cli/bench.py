@@ -96,6 +96,6 @@ def _row(entry: BenchEntry) -> Sequence[str]:
 
 def _show_profile(path: Path, found: Breakdown) -> None:
     reorders = ", ".join(f"{count} {kind}" for kind, count in found.reorders.items())
-    slow = f"{found.convolutions} convolutions, {len(found.slow)} off the fast path; {reorders}"
+    slow = f"{len(found.slow)} of {found.convolutions} convolutions off the fast path; {reorders}"
     rows = [(one.op_type, f"{one.milliseconds:.3f}", f"{one.share:.1%}", str(one.nodes)) for one in found.operators]
     show_table(("operator", "ms", "share", "nodes"), rows, title=f"{path}: {slow}")

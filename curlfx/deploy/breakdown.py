@@ -22,6 +22,7 @@ SHOWN = 5  # names in a sentence
 _NCHWC = "com.microsoft.nchwc"
 _NCHWC_NAME = re.compile(r"_nchwc(_token_\d+)?$")  # onnxruntime calls its copy of a node so, after the node's output
 _CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
+_QUEUED = frozenset(PROVIDERS[name] for name in ("cuda", "tensorrt", "rocm", "directml"))
 _REORDERS = ("ReorderInput", "ReorderOutput")
 
 
@@ -82,13 +83,16 @@ class Breakdown:
         return asdict(self)
 
     def sentences(self, name: str) -> tuple[str, ...]:
-        """One per reason why convolutions of the file ``name`` are slow."""
+        """What is to be known of the file ``name``: why convolutions are slow, one per reason, and how times are meant."""
 
         def reason(one: SlowConvolution) -> str:
             return one.reason or "reason unknown; perhaps this processor has no such path"
 
         by_reason = groupby(sorted(self.slow, key=reason), key=reason)
-        return tuple(self._sentence(name, why, list(convolutions)) for why, convolutions in by_reason)
+        slow = [self._sentence(name, why, list(convolutions)) for why, convolutions in by_reason]
+        queued = sorted({node.provider for node in self.nodes} & _QUEUED)
+        started = [f"{name}: the profile says how long nodes take to start on {where}, not to run" for where in queued]
+        return (*slow, *started)
 
     def _sentence(self, name: str, reason: str, slow: Sequence[SlowConvolution]) -> str:
         whole = sum(one.milliseconds for one in self.operators)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def _draw(axes: Axes, report: BenchReport) -> None:
         axes.annotate(
             _label(entry), (entry.latency_ms.p90, row), xytext=(6, 0), textcoords="offset points", va="center"
         )
-    axes.set_yticks(rows, [_plain(str(entry.file.path)) for entry in entries])
+    axes.set_yticks(rows, [_plain(name) for name in _names([entry.file.path for entry in entries])])
     axes.invert_yaxis()  # the first file on top
     axes.set_xlim(0, _ROOM * max(entry.latency_ms.p90 for entry in entries))
     axes.set_xlabel("milliseconds per call: median, and p10 to p90")
@@ -70,8 +71,15 @@ def _draw(axes: Axes, report: BenchReport) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Names of the files, with their folders where two are called the same."""
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
 def _label(entry: BenchEntry) -> str:
-    median, speedup = f"{entry.latency_ms.median:.3g} ms", entry.speedup
+    time, speedup = entry.latency_ms.median, entry.speedup
+    median = f"{time:.3g} ms" if time < 1000 else f"{time:.0f} ms"
     if speedup is None:
         return median
     return f"{median}, {speedup.ratio:.2f}× ({speedup.low:.2f}–{speedup.high:.2f})"

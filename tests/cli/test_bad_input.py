@@ -164,6 +164,8 @@ def test_a_full_disk(program: Program, tmp_path: Path, monkeypatch: pytest.Monke
         (["verify", "nowhere"], ["no such folder"]),
         (["verify", "."], ["want a run directory"]),
         (["bench", "nothing.onnx"], ["nothing.onnx"]),
+        (["bench", "nothing.onnx", "--plot", "a.txt"], ["plot a.txt: want a name that ends in .svg, .png, .pdf"]),
+        (["bench", "nothing.onnx", "--plot", "no/a.svg"], ["there is no folder no"]),
         (["report", "nowhere"], ["want a run directory"]),
         (["export", "curlfx:digits", "--weights", "nothing.pth"], ["nothing.pth"]),
     ],

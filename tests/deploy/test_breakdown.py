@@ -130,7 +130,11 @@ def test_times_by_operator():
 
 
 def test_other_providers_have_no_fast_path_to_leave():
-    assert summed([node("a", "Conv", 1.0, inputs=30, provider="CUDAExecutionProvider")]).slow == ()
+    found = summed([node("a", "Conv", 1.0, inputs=30, provider="CUDAExecutionProvider")])
+    assert found.slow == ()
+    assert found.sentences("a.onnx") == (
+        "a.onnx: the profile says how long nodes take to start on CUDAExecutionProvider, not to run",
+    )
 
 
 def test_a_profile_of_zeros_has_no_shares():

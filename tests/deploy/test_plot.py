@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from curlfx.deploy import BenchEntry, BenchReport, BenchSettings, Latency, OnnxFile, Speedup, plot_bench
-from curlfx.deploy.plot import _draw
+from curlfx.deploy.plot import _draw, _names
 from curlfx.errors import ConfigError, OutputError
 
 
@@ -53,6 +53,11 @@ def test_bars_end_at_the_medians_and_whiskers_at_p10_and_p90():
     assert [bar.get_width() for bar in bars.patches] == [50.5, 25.25]
     segments = [segment[:, 0] for segment in whiskers[2][0].get_segments()]
     assert np.allclose(segments, [(10.9, 90.1), (5.45, 45.05)])
+
+
+def test_files_of_one_name_are_told_apart():
+    assert _names([Path("a/slim.onnx"), Path("a/dense.onnx")]) == ["slim.onnx", "dense.onnx"]
+    assert _names([Path("a/slim.onnx"), Path("b/slim.onnx")]) == ["a/slim.onnx", "b/slim.onnx"]
 
 
 @pytest.mark.parametrize(("name", "begin"), [("a.png", b"\x89PNG"), ("a.PDF", b"%PDF")])
