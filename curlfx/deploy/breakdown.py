@@ -49,15 +49,23 @@ class SlowConvolution:
 
     Attributes:
         name: Of the node, as in the file.
+        weight: Name of its weights in the file, which is that of the parameter in files of `export_onnx`; None where
+            the file has no node of this name.
         input_channels: Of the whole input.
         milliseconds: Of one run.
         reason: Why; None where it is not known.
     """
 
     name: str
+    weight: str | None
     input_channels: int
     milliseconds: float
     reason: str | None
+
+    def __str__(self) -> str:
+        """Its parameter where the file says it, else its node; and the input channels."""
+        known = self.weight is not None and self.weight.endswith(".weight")
+        return f"{self.weight if known else self.name} ({self.input_channels})"
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class Breakdown:
         return asdict(self)
 
     def sentences(self, name: str) -> tuple[str, ...]:
-        """What is to be known of the file ``name``: why convolutions are slow, one per reason, and how times are meant."""
+        """What is to be known of the file ``name``: why convolutions are slow, by reason, and how times are meant."""
 
         def reason(one: SlowConvolution) -> str:
             return one.reason or "reason unknown; perhaps this processor has no such path"
@@ -97,7 +105,7 @@ class Breakdown:
     def _sentence(self, name: str, reason: str, slow: Sequence[SlowConvolution]) -> str:
         whole = sum(one.milliseconds for one in self.operators)
         share = sum(one.milliseconds for one in slow) / whole if whole else 0.0
-        names = [f"{one.name} ({one.input_channels})" for one in slow[:SHOWN]]
+        names = [str(one) for one in slow[:SHOWN]]
         more = f" and {len(slow) - SHOWN} more" if len(slow) > SHOWN else ""
         count = "1 convolution" if len(slow) == 1 else f"{len(slow)} convolutions"
         return f"{name}: {count} left the fast path ({reason}), {share:.0%} of the time: {', '.join(names)}{more}"
@@ -144,23 +152,22 @@ def _on_cpu(node: NodeTime) -> bool:
 
 
 def _slow(node: NodeTime, own: Mapping[str, NodeProto], model: ModelProto) -> SlowConvolution:
-    shapes = node.input_shapes
+    shapes, declared = node.input_shapes, own.get(node.name)
+    weight = declared.input[1] if declared is not None else None
     channels = shapes[0][1] if shapes and len(shapes[0]) > 1 else 0
-    reason = next(_reasons(node, own.get(node.name), model), None)
-    return SlowConvolution(node.name, channels, node.milliseconds, reason)
+    return SlowConvolution(node.name, weight, channels, node.milliseconds, next(_reasons(shapes, weight, model), None))
 
 
-def _reasons(node: NodeTime, declared: NodeProto | None, model: ModelProto) -> Iterator[str]:
+def _reasons(shapes: Sequence[Sequence[int]], weight: str | None, model: ModelProto) -> Iterator[str]:
     """Why a convolution is refused by the fast path, the surest first.
 
     Source: onnxruntime/core/optimizer/nchwc_transformer.cc, and one-layer files of every kind on onnxruntime 1.31.
     """
-    weight = declared.input[1] if declared is not None and len(declared.input) > 1 else ""
     if weight in _overridable(model):
         yield "weights are an input of the graph; export them as constants"
-    if len(node.input_shapes) > 1:
-        yield from _shape_reasons(node.input_shapes[0], node.input_shapes[1])
-    if weight and weight not in {tensor.name for tensor in model.graph.initializer}:
+    if len(shapes) > 1:
+        yield from _shape_reasons(shapes[0], shapes[1])
+    if weight is not None and weight not in {tensor.name for tensor in model.graph.initializer}:
         yield "weights are computed in the graph"
 
 

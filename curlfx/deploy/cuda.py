@@ -59,7 +59,7 @@ def time_on_cuda(
 
 @contextmanager
 def _fastest_kernels() -> Iterator[None]:
-    """cuDNN times its kernels for every shape and takes the fastest."""
+    """Let cuDNN time its kernels for every shape and take the fastest."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:

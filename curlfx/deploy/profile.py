@@ -53,7 +53,7 @@ def profile(
 ) -> tuple[NodeTime, ...]:
     """Time every node of the optimised graph on ``feeds``, in execution order, with the session of the benchmark.
 
-    Timing every node costs time itself, so that the sum is above the latency of the file: compare nodes with nodes.
+    Timing every node costs time itself, and each has its own median: the sum is not the latency of the file.
 
     Args:
         feeds: An array for every input, by name.

@@ -95,6 +95,8 @@ def test_the_slow_are_those_that_onnxruntime_does_not_block(case, tmp_path):
     for one in found.slow:
         assert one.input_channels == CASES[case]["inputs"]
         assert one.reason == REASONS.get(case)
+        named = CASES[case].get("name", "conv")
+        assert one.weight == (None if not named else "scaled" if case == "weights computed" else "w")
     if blocked:
         assert found.reorders["ReorderOutput"] == 1
         assert any(one.op_type == "Conv (NCHWc)" for one in found.operators)
@@ -123,7 +125,7 @@ def test_times_by_operator():
         OperatorTime("ReorderInput", 0.5, 0.0625, 1),
         OperatorTime("MaxPool (NCHWc)", 0.5, 0.0625, 1),
     )
-    assert found.slow == (SlowConvolution("b", 30, 1.0, "input channels no multiple of 4"),)
+    assert found.slow == (SlowConvolution("b", None, 30, 1.0, "input channels no multiple of 4"),)
     assert found.reorders == {"ReorderInput": 1, "ReorderOutput": 0}
     assert found.convolutions == 3
     assert json.loads(json.dumps(found.to_json()))["operators"][0]["nodes"] == 2
@@ -141,6 +143,12 @@ def test_a_profile_of_zeros_has_no_shares():
     found = summed([node("a", "Conv", 0.0, inputs=30)])
     assert found.operators[0].share == 0
     assert ", 0% of the time" in found.sentences("a.onnx")[0]
+
+
+def test_a_convolution_is_called_by_its_parameter_where_that_is_known():
+    assert str(SlowConvolution("node_Conv_7", "stage1.0.conv.weight", 30, 1.0, None)) == "stage1.0.conv.weight (30)"
+    assert str(SlowConvolution("/stage1/0/conv", "onnx::Conv_12", 30, 1.0, None)) == "/stage1/0/conv (30)"
+    assert str(SlowConvolution("node_Conv_7", None, 30, 1.0, None)) == "node_Conv_7 (30)"
 
 
 def test_sentences_join_convolutions_of_one_reason():
