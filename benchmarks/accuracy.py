@@ -119,8 +119,9 @@ class Bench:
         found = self.narrowed(arm, seed, target)
         decided = time.perf_counter() - start
         after_slimming = self.judge(found.module)
-        absorbed = {ABSORBED + way: self.judge(network) for way, network in found.absorbed.items()}
         arguments = self.arguments
+        ways = found.absorbed if arguments.absorbing else {}
+        absorbed = {ABSORBED + way: self.judge(network) for way, network in ways.items()}
         settings = TrainSettings(
             epochs=arguments.epochs,
             lr=arguments.lr,
@@ -228,6 +229,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--train-limit", type=int, help="recover on this many training images, classes balanced (default all)"
     )
     parser.add_argument("--test-limit", type=int, help="judge on this many test images (default all)")
+    parser.add_argument(
+        "--absorbing",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="judge with absorbed biases too, straight after slimming",
+    )
     parser.add_argument("--proxy", type=int, default=256, help="training images that criteria look at")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")

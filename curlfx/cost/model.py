@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from curlfx.cost.contraction import Contraction, Operand, contractions, per_image
-from curlfx.cost.counting import Box, Counts, Labels, Tally
+from curlfx.cost.contraction import Contraction, contractions, per_image
+from curlfx.cost.counting import Box, Counts, Tally
+from curlfx.cost.latency import LatencyModel
 from curlfx.cost.macs import batch_size, tensors_read
+from curlfx.cost.operands import box_of
 from curlfx.coupling import Coupling, GroupId
 from curlfx.errors import KeepError
 from curlfx.graph import TracedModel
@@ -30,16 +32,19 @@ class Cost:
         size_bytes: Bytes of the floating-point parameters, buffers and constants that the graph reads; tables of whole
             numbers (positions, channel orders) are left out.
         padded_macs: Multiply-adds for one image after every channel axis is rounded up to the block.
+        latency_ms: Milliseconds of one call, predicted from a latency table; None without one.
     """
 
     macs: int
     params: int
     size_bytes: int
     padded_macs: int
+    latency_ms: float | None = None
 
-    def as_dict(self) -> dict[str, int]:
-        """The four numbers by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    def as_dict(self) -> dict[str, float]:
+        """The numbers by name; latency only where it is known."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: number for name, number in found.items() if number is not None}
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,13 @@ class CostModel:
         block: Vector length for *padded MACs*: kept input and output channels of a layer (of each of its groups, of
             all groups together when it is depthwise) and the labelled axes of a matrix product are rounded up to it,
             but for fewer than 4 input channels, which onnxruntime reads as they are.
+        latency: What predicts milliseconds, if they are asked for; of this network and coupling.
     """
 
-    def __init__(self, traced: TracedModel, coupling: Coupling, *, block: int = 16) -> None:
-        self.block = block
+    def __init__(
+        self, traced: TracedModel, coupling: Coupling, *, block: int = 16, latency: LatencyModel | None = None
+    ) -> None:
+        self.block, self.latency = block, latency
         self._coupling = coupling
         batch, scaled = batch_size(traced), per_image(traced.graph)
         tally = Tally(len(coupling.cells.channels) - 1, block)
@@ -78,7 +86,7 @@ class CostModel:
         divisors: list[int] = []
         for node in traced.graph.nodes:
             for contraction in contractions(node, coupling.rules):
-                tally.add(_box(contraction, coupling))
+                tally.add(box_of(contraction, coupling))
                 nodes.append(node.name)
                 layers.append(_layer(contraction) or node.name)
                 divisors.append(batch if node in scaled else 1)
@@ -117,6 +125,7 @@ class CostModel:
             params=int(sizes[self._trainable].sum()),
             size_bytes=int((sizes * self._bytes).sum()),
             padded_macs=int(self._macs(self._prices.padded_points(counts)).sum()),
+            latency_ms=None if self.latency is None else self.latency.predict(alive),
         )
 
     def node_macs(self, alive: Alive) -> dict[str, int]:
@@ -171,34 +180,3 @@ def _layer(contraction: Contraction) -> str | None:
     """Name of the parameter that a contraction multiplies with, if any."""
     reads = (operand.node for operand in contraction.operands)
     return next((str(node.target) for node in reads if node.op == "get_attr"), None)
-
-
-def _box(contraction: Contraction, coupling: Coupling) -> Box:
-    arrays: list[Labels] = []
-    for operand in contraction.operands:
-        for array in coupling.labels(operand.node.name):
-            laid = _laid(np.asarray(array, np.int64), operand, contraction.extents)
-            if laid is not None:
-                arrays.append(laid)
-    return Box(contraction.extents, tuple(arrays), contraction.blocks, contraction.channels)
-
-
-def _laid(array: Labels, operand: Operand, extents: tuple[int, ...]) -> Labels | None:
-    """A label array of an operand on the axes of the box; None when it varies where the box has no axis.
-
-    Shapes: array as broadcast to the operand; result one axis per axis of the box, of size 1 or full.
-    """
-    order: list[int] = []
-    sizes: list[int] = []
-    for size, axes in zip(array.shape, operand.axes, strict=True):
-        if size > 1 and not axes:
-            return None
-        order.extend(axes)
-        sizes.extend(extents[axis] if size > 1 else 1 for axis in axes)
-    if len(set(order)) < len(order):  # a repeated einsum index reads a diagonal
-        return None
-    laid = array.reshape(sizes).transpose(np.argsort(order))
-    full = [1] * len(extents)
-    for axis, size in zip(sorted(order), laid.shape, strict=True):
-        full[axis] = size
-    return laid.reshape(full)

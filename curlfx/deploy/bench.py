@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from curlfx.deploy.breakdown import Breakdown, break_down
 from curlfx.deploy.environment import cores, environment
@@ -16,13 +13,13 @@ from curlfx.deploy.feeds import random_feeds
 from curlfx.deploy.memory import peak_memory
 from curlfx.deploy.model_file import OnnxFile, describe, read_onnx
 from curlfx.deploy.profile import profile
-from curlfx.deploy.session import open_session, provider_name, run_session
+from curlfx.deploy.session import open_session, provider_name
 from curlfx.deploy.statistics import Latency, Speedup, Timings
+from curlfx.deploy.turns import take_turns
 from curlfx.errors import ConfigError
-from curlfx.progress import Progress, StepEvent, StepTimer
+from curlfx.progress import Progress
 
 NOISY = 0.1  # coefficient of variation worth a warning
-FEWEST_ROUNDS = 10
 PROFILED_MS = 2000.0  # spent on the profile of one file, within the numbers of runs
 PROFILED_RUNS = (3, 20)
 
@@ -38,7 +35,7 @@ class BenchSettings:
         rounds: In every round each file has its turn, in one order and then in the other.
         runs: Timed calls per turn, after one that is not (it finds the caches full of the other file).
         warmup: Calls of each file before the first round.
-        max_seconds: No round begins after this long, but `FEWEST_ROUNDS` are made; None sets no limit.
+        max_seconds: No round begins after this long, but `curlfx.deploy.turns.FEWEST_ROUNDS` are made; None: no limit.
         seed: Of the random inputs and of the bootstrap.
         profile: Also time every node of every file, as `curlfx.deploy.profile`.
         memory: Also measure the memory of every file, as `curlfx.deploy.memory`; takes about a second a file.
@@ -152,7 +149,16 @@ def bench(
         random_feeds(path, one, batch_size=chosen.batch_size, shapes=shapes or {}, seed=chosen.seed)
         for path, one in zip(files, sessions, strict=True)
     ]
-    timings = _measure(files, sessions, feeds, chosen, progress)
+    timings = take_turns(
+        files,
+        sessions,
+        feeds,
+        rounds=chosen.rounds,
+        runs=chosen.runs,
+        warmup=chosen.warmup,
+        max_seconds=chosen.max_seconds,
+        progress=progress,
+    )
     del sessions  # the memory is free for what else is asked for
     memory: Sequence[float | None] = [None] * len(files)
     if chosen.memory:
@@ -189,44 +195,6 @@ def _profile(path: Path, feeds: Mapping[str, Any], latency: Latency, settings: B
     runs = min(most, max(fewest, int(PROFILED_MS / latency.median)))
     nodes = profile(path, feeds, provider=settings.provider, threads=settings.threads, runs=runs)
     return break_down(path, nodes)
-
-
-def _measure(
-    paths: Sequence[Path],
-    sessions: Sequence[Any],
-    feeds: Sequence[dict[str, Any]],
-    settings: BenchSettings,
-    progress: Progress | None,
-) -> Timings:
-    """Milliseconds of every timed call, ``(files, rounds, runs)``."""
-    pairs = list(zip(sessions, feeds, strict=True))
-    for path, (session, feed) in zip(paths, pairs, strict=True):
-        run_session(path, session, feed, max(1, settings.warmup))
-    taken = np.empty((len(pairs), settings.rounds, settings.runs))
-    order, started, timer = list(range(len(pairs))), time.perf_counter(), StepTimer(settings.rounds)
-    for number in range(settings.rounds):
-        for position in order if number % 2 == 0 else reversed(order):
-            taken[position, number] = _turn(*pairs[position], settings.runs)
-        done = number + 1
-        spent = time.perf_counter() - started
-        last = settings.max_seconds is not None and done >= FEWEST_ROUNDS and spent > settings.max_seconds
-        if progress is not None:
-            total = done if last else settings.rounds
-            progress.on_step(StepEvent("bench", 0, done, total, seconds_left=timer.seconds_left(done)))
-        if last:
-            return taken[:, :done]
-    return taken
-
-
-def _turn(session: Any, feed: dict[str, Any], runs: int) -> list[float]:
-    """Milliseconds of ``runs`` calls after one that is not timed."""
-    session.run(None, feed)
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter_ns()
-        session.run(None, feed)
-        times.append((time.perf_counter_ns() - start) / 1e6)
-    return times
 
 
 def _doubts(entries: Sequence[BenchEntry], settings: BenchSettings) -> tuple[str, ...]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib.metadata
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Literal
 
@@ -21,19 +22,26 @@ from curlfx.graph import TracedModel
 from curlfx.importance.scores import Scores
 from curlfx.planning.budget import Ranking, Search
 from curlfx.planning.fingerprint import Fingerprint
+from curlfx.planning.greedy import solve_greedily
+from curlfx.planning.knapsack import Knapsack, Solution
 from curlfx.planning.price import Per, name_of, priced
 from curlfx.planning.slim_plan import SlimPlan
 from curlfx.planning.structure import class_of
 from curlfx.planning.target import Amount, parse_targets
 from curlfx.planning.units import Ints, Units, kept_positions, make_units, rank_globally, rank_uniformly
 
-Allocation = Literal["global", "uniform"]
+Allocation = Literal["global", "uniform", "knapsack", "greedy"]
 _LARGEST_STEP = 2**16
 _FROZEN_BY_USER = re.compile(r"frozen by the user \((.*)\)")
 HALF: Mapping[str, Amount] = {"macs": "50%"}
 
-ALLOCATIONS: Mapping[Allocation, Ranking] = {"global": rank_globally, "uniform": rank_uniformly}
+RANKINGS: Mapping[str, Ranking] = {"global": rank_globally, "uniform": rank_uniformly}
 """Who gives how much: one ranking over all groups, or the same share of every group."""
+SOLVERS: Mapping[str, Callable[[Knapsack, Ints], Solution]] = {
+    "knapsack": lambda problem, start: problem.solve(_better(problem, start, solve_greedily(problem).removed)),
+    "greedy": lambda problem, _: solve_greedily(problem),
+}
+"""Or: what is worth most within the bounds, exactly or step by step; from widths that meet the bounds."""
 
 
 def plan(
@@ -55,24 +63,26 @@ def plan(
         traced: The dense network.
         coupling: Its channels.
         scores: What each channel is worth; the lowest go first.
-        target: Upper bounds on ``macs``, ``params``, ``padded_macs`` or ``size_mb``; all must hold. ``"50%"`` and 0.5
-            are shares of the dense network.
+        target: Upper bounds on ``macs``, ``params``, ``padded_macs``, ``size_mb`` or ``latency_ms`` (which wants a
+            latency table in ``costs``); all must hold. ``"50%"`` is a share of the dense network, and so is 0.5 but of
+            megabytes and milliseconds.
         round_to: Kept widths become multiples of this, by giving back the best of the removed channels; ``"auto"``: 16
             on a CPU with AVX-512, else 8. Groups that narrow take half of it, or a quarter and so on.
         global_pruning: False is ``allocation="uniform"``.
         floor: In [0, 1): a group gives no further channel once its kept share is below this.
         allocation: ``"global"`` ranks the channels of all groups together (CURL); ``"uniform"`` takes the same share of
-            every group, the lowest scores first (a control).
-        per: Divide scores by what a channel of its group costs: ``"macs"`` or ``"padded_macs"`` it saves in the dense
-            network, or as given, a mapping or function of groups (milliseconds, say); ``"channel"`` leaves them (CURL).
+            every group, the lowest scores first (a control); ``"knapsack"`` chooses the widths that keep the largest
+            sum of scores within the bounds, by integer programming; ``"greedy"`` the same step by step (a control).
+        per: Divide scores by what a channel of its group costs: ``"macs"``, ``"padded_macs"`` or ``"latency"`` it saves
+            in the dense network, or as given, a mapping or function of groups; ``"channel"`` leaves them (CURL).
         costs: The network's cost model, if the caller has one.
 
     Raises: TargetError for a target that means nothing; BudgetError for one that cannot be reached, with what stands
         in the way; PlanError when the scores belong to another network.
     Source: CURL (arXiv:1911.08114), index generation, with the number of removed channels found by bisection.
     """
-    if allocation not in ALLOCATIONS:
-        raise PlanError(f"allocation = {allocation!r}: want one of {', '.join(ALLOCATIONS)}")
+    if allocation not in (*RANKINGS, *SOLVERS):
+        raise PlanError(f"allocation = {allocation!r}: want one of {', '.join((*RANKINGS, *SOLVERS))}")
     if not (_is_number(floor) and 0 <= floor < 1):
         raise TargetError(f"floor = {floor!r}: want a share in [0, 1)")
     allocation = allocation if global_pruning else "uniform"
@@ -80,8 +90,14 @@ def plan(
     costs = costs or CostModel(traced, coupling)
     units = make_units(coupling, priced(scores, per, costs, coupling))
     targets = parse_targets(target, costs.dense)
-    search = Search(units, costs, targets, ALLOCATIONS[allocation], Fraction(str(floor)), step)
-    removed = search.removed(coupling)
+    search = Search(units, costs, targets, RANKINGS.get(allocation, rank_globally), Fraction(str(floor)), step)
+    removed, facts = search.removed(coupling), _provenance(traced, scores)
+    if allocation in SOLVERS:
+        _check_worth(per, scores)
+        caps, steps = units.caps(search.floor), units.steps(step)
+        found = SOLVERS[allocation](Knapsack(units, costs, targets, caps, steps), removed)
+        removed = found.removed
+        facts |= {"rounds": found.rounds} | ({"gap": found.gap} if math.isfinite(found.gap) else {})
     return SlimPlan(
         keep=kept_positions(coupling, units, removed),
         target=dict(target),
@@ -93,7 +109,7 @@ def plan(
         before=costs.dense,
         after=costs.evaluate(units.alive(removed)),
         fingerprint=Fingerprint.of(traced, coupling),
-        provenance=_provenance(traced, scores),
+        provenance=facts,
         frozen=frozen_names(coupling),
     )
 
@@ -148,6 +164,21 @@ def resolve_round_to(round_to: int | Literal["auto"]) -> int:
     if not (_is_number(round_to) and 1 <= round_to <= _LARGEST_STEP and int(round_to) == round_to):
         raise TargetError(f"round_to = {round_to!r}: want 'auto' or a whole number from 1 to {_LARGEST_STEP}")
     return int(round_to)
+
+
+def _check_worth(per: Per, scores: Scores) -> None:
+    """Raises: PlanError when sums of scores are not what channels are worth."""
+    if per != "channel":
+        raise PlanError(f"per = {name_of(per)!r}: a knapsack weighs costs itself; leave it out, or allocation='global'")
+    lowest = min((float(values.min(initial=0.0)) for values in scores.values.values()), default=0.0)
+    if lowest < 0:
+        raise PlanError(f"scores: the lowest is {lowest:.3g}: a knapsack adds them up and wants scores of at least 0")
+
+
+def _better(problem: Knapsack, one: Ints, other: Ints) -> Ints:
+    """Of two networks the one that loses less and meets the bounds, as the first one does."""
+    meets = bool((problem.values(other) <= problem.limits).all())
+    return other if meets and problem.loss(other) < problem.loss(one) else one
 
 
 def _is_number(value: object) -> bool:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
 
-from curlfx.cost import CostModel
+from curlfx.cost import Cost, CostModel
 from curlfx.coupling import Coupling, Group, GroupId
 from curlfx.errors import PlanError
 from curlfx.importance.scores import Scores
+from curlfx.planning.target import QUANTITIES
 
-Priced = Literal["channel", "macs", "padded_macs"]
+Priced = Literal["channel", "macs", "padded_macs", "latency"]
 Per = Priced | Mapping[GroupId, float] | Callable[[Group], float]
 """By what scores are divided: a name, or the cost of one channel of every group."""
 
 _NO_LATENCY = (
-    "curlfx has no latency table yet; give a mapping from group to milliseconds per channel, or take 'padded_macs' "
-    "(multiply-adds after every channel axis is rounded up to the block of the runtime)"
+    "this needs a latency table of the network on the runtime: measure one with curlfx.measure_latency and give "
+    "costs=table.costs(traced, coupling), or take 'padded_macs' (multiply-adds after every channel axis is rounded up "
+    "to the block of the runtime)"
 )
 
 
@@ -63,16 +66,18 @@ def _prices(per: Per, costs: CostModel, coupling: Coupling) -> dict[GroupId, flo
         return {group.id: per[group.id] for group in coupling.groups}
     if per == "macs":
         return {group.id: costs.per_channel(group.id).macs for group in coupling.groups}
-    if per == "padded_macs":
-        return {group.id: _mean_padded(costs, group) for group in coupling.groups}
+    if per == "latency" and costs.latency is None:
+        raise PlanError(f"per = 'latency': {_NO_LATENCY}")
+    if per in ("padded_macs", "latency"):
+        quantity = QUANTITIES["padded_macs" if per == "padded_macs" else "latency_ms"]
+        return {group.id: _mean_saving(costs, group, quantity) for group in coupling.groups}
     if callable(per):
         return {group.id: per(group) for group in coupling.groups}
-    reason = _NO_LATENCY if str(per) == "latency" else "want 'channel', 'macs', 'padded_macs', a mapping or a function"
-    raise PlanError(f"per = {per!r}: {reason}")
+    raise PlanError(f"per = {per!r}: want 'channel', 'macs', 'padded_macs', 'latency', a mapping or a function")
 
 
-def _mean_padded(costs: CostModel, group: Group) -> float:
-    """Padded multiply-adds of a channel: the mean from all of the group's channels down to one of every block.
+def _mean_saving(costs: CostModel, group: Group, quantity: Callable[[Cost], Fraction]) -> float:
+    """What a channel saves: the mean from all of the group's channels down to one of every block.
 
     One channel less mostly saves nothing at all, the sixteenth saves what sixteen do.
     """
@@ -80,4 +85,5 @@ def _mean_padded(costs: CostModel, group: Group) -> float:
     _, first = np.unique(blocks, return_index=True)
     alive = costs.everything()
     alive[np.delete(np.asarray(group.channels), first)] = False
-    return (costs.dense.padded_macs - costs.evaluate(alive).padded_macs) / max(group.width - len(first), 1)
+    saved = quantity(costs.dense) - quantity(costs.evaluate(alive))
+    return float(saved) / max(group.width - len(first), 1)

@@ -20,8 +20,16 @@ QUANTITIES: Mapping[str, Callable[[Cost], Fraction]] = {
     "params": lambda cost: Fraction(cost.params),
     "padded_macs": lambda cost: Fraction(cost.padded_macs),
     "size_mb": lambda cost: Fraction(cost.size_bytes, 10**6),
+    "latency_ms": lambda cost: Fraction(cost.latency_ms or 0.0),
 }
 """What can be a target, and its value in the unit of its name (MB is a million bytes)."""
+MEASURED = ("size_mb", "latency_ms")
+"""Those of which a number up to 1 is no share: half a megabyte is a size, half a parameter is a share."""
+
+_NO_TABLE = (
+    "it needs a latency table of this network on the runtime: measure one with curlfx.measure_latency and give "
+    "costs=table.costs(traced, coupling)"
+)
 
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*([%kKMG]?)\s*")
 _FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -72,6 +80,8 @@ def _parse(quantity: str, amount: Amount, dense: Cost) -> Target:
         close = difflib.get_close_matches(str(quantity), QUANTITIES, n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'?" if close else f"want one of {', '.join(QUANTITIES)}"
         raise TargetError(f"target '{quantity}' is not known: {hint}")
+    if quantity == "latency_ms" and dense.latency_ms is None:
+        raise TargetError(f"target latency_ms = {amount}: {_NO_TABLE}")
     whole = QUANTITIES[quantity](dense)
     number, is_share = _number(quantity, amount)
     if is_share:
@@ -90,7 +100,7 @@ def _parse(quantity: str, amount: Amount, dense: Cost) -> Target:
 
 def _number(quantity: str, amount: Amount) -> tuple[Fraction, bool]:
     """The amount as a number, and whether it is a share."""
-    counted = quantity != "size_mb"  # half a megabyte is a size, half a parameter is a share
+    counted = quantity not in MEASURED
     wanted = "want a share like '50%' or 0.5, or an absolute number like 1100000000 or '1.1G'"
     if isinstance(amount, int) and not isinstance(amount, bool):
         return Fraction(amount), False

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from curlfx.cost import Cost
 from curlfx.errors import ConfigError
 from curlfx.planning.apply import Absorb
+from curlfx.planning.choose import Allocation
 from curlfx.planning.price import Priced
 from curlfx.planning.target import Amount, parse_targets
 from curlfx.recovery.recipes import RECIPES, Recipe
@@ -24,7 +25,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
-UNBOUNDED = Cost(macs=sys.maxsize, params=sys.maxsize, size_bytes=sys.maxsize, padded_macs=sys.maxsize)
+UNBOUNDED = Cost(
+    macs=sys.maxsize, params=sys.maxsize, size_bytes=sys.maxsize, padded_macs=sys.maxsize, latency_ms=sys.float_info.max
+)
 """Stands for the dense network until it is known: finds targets that are out of range for every network."""
 PUBLISHED = "default"
 DEFAULT: Literal["distillation"] = "distillation"
@@ -46,12 +49,14 @@ class TargetConfig(Section):
         params: Number of parameters, likewise.
         padded_macs: MACs with channel axes rounded up to the runtime's block, likewise.
         size_mb: Megabytes of weights, likewise.
+        latency_ms: Milliseconds of one call, measured as ``bench`` says, likewise.
     """
 
     macs: Amount | None = None
     params: Amount | None = None
     padded_macs: Amount | None = None
     size_mb: Amount | None = None
+    latency_ms: Amount | None = None
 
     @model_validator(mode="after")
     def _sound(self) -> TargetConfig:
@@ -216,10 +221,14 @@ class RunConfig(Section):
         divergence: How ``kl`` compares predictions: ``softmax``, ``bernoulli`` (multi-label heads), ``embedding``, or
             ``auto``: bernoulli where the network ends in a sigmoid, softmax elsewhere.
         proxy_images: Training images that data-driven criteria look at.
-        allocation: ``global`` ranks all groups together; ``uniform`` takes the same share of each (a control).
+        allocation: ``global`` ranks all groups together; ``uniform`` takes the same share of each (a control);
+            ``knapsack`` chooses the widths that keep the largest sum of scores, ``greedy`` the same step by step (a
+            control). None takes ``knapsack`` for a latency and ``global`` for everything else.
         floor: Share of every group that always stays.
         round_to: Kept widths are multiples of this; ``auto`` goes by the network and the runtime.
-        per: Scores are divided by what a channel costs: nothing (``channel``), its ``macs`` or ``padded_macs``.
+        per: Scores are divided by what a channel costs: nothing (``channel``), its ``macs``, ``padded_macs`` or, where
+            a latency is the target, ``latency``.
+        latency_probes: Narrow networks that are measured to know what widths cost in milliseconds.
         iterative_steps: Channels go in so many equal steps, scored again before each.
         absorb_bias: Biases take over what removed channels would still emit: ``none``, ``exact`` or ``mean``.
         ignored_layers: Module or parameter names (with ``*``) that keep their channels.
@@ -246,10 +255,11 @@ class RunConfig(Section):
     importance: str = "kl"
     divergence: Literal["auto", "softmax", "bernoulli", "embedding"] = "auto"
     proxy_images: Count = 256
-    allocation: Literal["global", "uniform"] = "global"
+    allocation: Allocation | None = None
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.3
     round_to: Count | Literal["auto"] = "auto"
     per: Priced = "channel"
+    latency_probes: Count = 24
     iterative_steps: Count = 1
     absorb_bias: Absorb = "none"
     ignored_layers: Annotated[tuple[str, ...], Field(description="a list of names, like [fc, layer4.*]")] = ()
@@ -262,6 +272,15 @@ class RunConfig(Section):
     @classmethod
     def _names(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _latency(self) -> Self:
+        timed = self.target.latency_ms is not None
+        if self.per == "latency" and not timed:
+            raise ValueError("per=latency needs a latency that was measured: give target.latency_ms too")
+        if timed and self.iterative_steps > 1:
+            raise ValueError("iterative_steps: a latency is met by measuring, in one step; leave it out")
+        return self
 
     @property
     def weights_file(self) -> Path:

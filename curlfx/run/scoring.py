@@ -11,8 +11,10 @@ from curlfx.files import discard, write_bytes
 from curlfx.graph.traced import TracedModel
 from curlfx.importance import Scores
 from curlfx.importance import score as score_channels
+from curlfx.planning import SlimPlan
 from curlfx.run.directory import write_text
 from curlfx.run.job import Job
+from curlfx.run.latency import plan_measured
 from curlfx.run.subject import make_plan, proxy_batches
 
 Result = dict[str, Any]
@@ -27,6 +29,16 @@ def score(job: Job) -> Result:
 
 def plan(job: Job) -> Result:
     """Which channels stay, so that the target is met."""
+    found, measured = plan_measured(job) if job.config.target.latency_ms is not None else (_planned(job), {})
+    found = found.noting(model=job.config.model, arguments={"num_classes": job.subject.data.num_classes})
+    write_text(job.file("plan.json"), found.to_json())
+    before, after = found.before, found.after
+    job.say(f"plan: {after.macs / before.macs:.1%} of the MACs, {after.params / before.params:.1%} of the parameters")
+    return {"dense": before.as_dict(), "slim": after.as_dict(), **measured}
+
+
+def _planned(job: Job) -> SlimPlan:
+    """A plan for a target that needs no measurement."""
     names: list[str] = []
 
     def scored(traced: TracedModel, coupling: Coupling) -> Scores:
@@ -36,14 +48,10 @@ def plan(job: Job) -> Result:
         job.say(f"{coupling.total} channels are left, which are scored again")
         return _scored(job, traced, coupling, names[-1])
 
-    found = make_plan(job.config, job.traced, job.coupling, scored, job.cost)
-    found = found.noting(model=job.config.model, arguments={"num_classes": job.subject.data.num_classes})
-    write_text(job.file("plan.json"), found.to_json())
+    found = make_plan(job.config, job.config.target.as_mapping(), job.traced, job.coupling, scored, job.cost)
     for name in names:
         discard(_unfinished(job, name))
-    before, after = found.before, found.after
-    job.say(f"plan: {after.macs / before.macs:.1%} of the MACs, {after.params / before.params:.1%} of the parameters")
-    return {"dense": before.as_dict(), "slim": after.as_dict()}
+    return found
 
 
 def _scored(job: Job, traced: TracedModel, coupling: Coupling, name: str) -> Scores:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from curlfx.graph.traced import TracedModel
 from curlfx.importance import check_criterion, score
 from curlfx.planning import SlimPlan, prune_iteratively
 from curlfx.planning.iterate import ScoreFunction
+from curlfx.planning.target import Amount
 from curlfx.recovery.hardware import choose_device
 from curlfx.run.config import PUBLISHED, RunConfig
 from curlfx.sources import DataSource, check_fit, input_shape, load_data, load_model, load_weights
@@ -69,16 +72,20 @@ def load_subject(config: RunConfig) -> Subject:
 def examine(config: RunConfig, subject: Subject) -> None:
     """Trace, couple and plan with random scores, so that a job that cannot end well is refused before any training.
 
+    A latency is not looked at: it is measured later.
     Raises: TraceError; KeepError for names in ``ignored_layers`` that match nothing; TargetError for a target out of
         range for this network; BudgetError for one that it cannot reach whatever the scores.
     """
     traced = subject.trace()
     coupling = couple(traced, frozen=config.ignored_layers)
-    make_plan(config, traced, coupling, lambda network, left: score(network, left, "random"))
+    known = {name: amount for name, amount in config.target.as_mapping().items() if name != "latency_ms"}
+    if known:
+        make_plan(config, known, traced, coupling, lambda network, left: score(network, left, "random"))
 
 
 def make_plan(
     config: RunConfig,
+    target: Mapping[str, Amount],
     traced: TracedModel,
     coupling: Coupling,
     scored: ScoreFunction,
@@ -86,11 +93,21 @@ def make_plan(
 ) -> SlimPlan:
     """The plan that ``config`` asks for, from scores of the network and of what each step but the last leaves of it.
 
+    ``target`` is all of its targets that are not measured.
+
     Raises: as `curlfx.planning.prune_iteratively`.
     """
-    options = {name: getattr(config, name) for name in ("round_to", "allocation", "floor", "per")}
-    target, steps = config.target.as_mapping(), config.iterative_steps
-    return prune_iteratively(traced, coupling, scored, target, steps, **options, costs=costs)
+    options = plan_options(config)
+    if options["per"] == "latency":  # without a table there is nothing to divide by
+        options["per"] = "channel"
+    return prune_iteratively(traced, coupling, scored, target, config.iterative_steps, **options, costs=costs)
+
+
+def plan_options(config: RunConfig) -> dict[str, Any]:
+    """What `curlfx.planning.plan` takes beside a target."""
+    timed = config.target.latency_ms is not None and config.per == "channel"
+    allocation = config.allocation or ("knapsack" if timed else "global")
+    return {"round_to": config.round_to, "allocation": allocation, "floor": config.floor, "per": config.per}
 
 
 def proxy_batches(data: DataSource, count: int, seed: int) -> tuple[Tensor, ...]:

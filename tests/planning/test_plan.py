@@ -251,7 +251,9 @@ def test_unreachable_says_what_is_and_what_stands_in_the_way() -> None:
     [
         ({}, "want a quantity with a bound"),
         ({"mac": "50%"}, "target 'mac' is not known: did you mean 'macs'"),
-        ({"latency": 3}, "want one of macs, params"),
+        ({"latency": 3}, "did you mean 'latency_ms'"),
+        ({"latency_ms": "50%"}, "it needs a latency table of this network"),
+        ({"joules": 3}, "want one of macs, params"),
         ({"macs": "0%"}, "target macs = 0%: out of range"),
         ({"macs": "120%"}, "out of range: want a share above 0% and at most 100%"),
         ({"macs": 0.0}, "out of range"),

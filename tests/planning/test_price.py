@@ -74,7 +74,7 @@ def test_a_dear_group_gives_more(subject: Subject) -> None:
 @pytest.mark.parametrize(
     ("per", "match"),
     [
-        ("latency", "per = 'latency': curlfx has no latency table yet; give a mapping"),
+        ("latency", "per = 'latency': this needs a latency table of the network"),
         ("mac", "per = 'mac': want 'channel', 'macs', 'padded_macs', a mapping or a function"),
         ({"0.weight": 1, "4.weight": 1}, "per: lacks group '2.weight'"),
         ({"0.weight": 1, "2.weight": -1, "4.weight": 1}, r"per\['2.weight'\] = -1: want the cost of one channel"),

@@ -1,0 +1,31 @@
+"""Keep sets to measure: networks whose every group has a width of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from curlfx.coupling import Coupling
+from curlfx.importance.scores import Scores
+from curlfx.planning.units import kept_positions, make_units
+
+Keep = dict[str, tuple[int, ...]]
+LEAST, SPREAD = 0.3, 0.35  # kept share of the narrowest network, and how far a group may be from its network's share
+
+
+def random_widths(coupling: Coupling, count: int, *, round_to: int, seed: int) -> list[Keep]:
+    """Keep sets of random widths for a network, from nearly whole to a tenth of its MACs.
+
+    Widths are multiples of ``round_to`` as those of a plan are. The first channels of a group stay, those of each of
+    its blocks.
+    """
+    firsts = Scores("first", {group.id: -np.arange(group.width, dtype=np.float64) for group in coupling.groups})
+    units = make_units(coupling, firsts)
+    generator = np.random.default_rng(seed)
+    levels = generator.permutation(np.linspace(LEAST, 1.0, count))
+    found = []
+    steps = units.steps(round_to)
+    for level in levels.tolist():
+        shares = np.clip(level + generator.uniform(-SPREAD, SPREAD, units.sizes.size), 0.1, 1.0)
+        wanted = np.minimum((units.sizes * (1 - shares)).astype(np.int64), units.sizes - 1)
+        found.append(kept_positions(coupling, units, units.rounded(wanted, steps)))
+    return found

@@ -1,0 +1,60 @@
+"""The plan of a job whose target is a latency: a table is measured, then plans until one meets the target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from curlfx.deploy.measure import TableSettings, measure_latency
+from curlfx.deploy.meet import plan_for_latency
+from curlfx.planning import SlimPlan
+from curlfx.run.job import Job
+from curlfx.run.subject import plan_options
+
+
+def plan_measured(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
+    """The plan, and what was measured on the way, as the result of the stage has it.
+
+    The table is kept in the run directory, so that a killed run goes on where it was.
+    Raises: BudgetError when no plan meets the target.
+    """
+    config = job.config
+    settings = TableSettings(
+        provider=config.bench.provider,
+        threads=config.bench.threads,
+        batch_size=config.bench.batch_size,
+        probes=config.latency_probes,
+        round_to=config.round_to,
+        seed=config.seed,
+    )
+    traced, coupling = job.traced, job.coupling
+    job.say(f"measuring {settings.probes} narrow networks on onnxruntime")
+    folder = job.checkpoint("latency")
+    table = measure_latency(traced, coupling, settings, cache=folder, progress=job.progress)
+    error = table.prediction_error(traced, coupling)
+    job.say(
+        f"latency table: dense {table.dense_ms:.3g} ms; networks left out of the fit are predicted with an error of "
+        f"{error.median:.1%} (median), {error.worst:.1%} (worst)"
+    )
+    found = plan_for_latency(
+        traced,
+        coupling,
+        job.scores,
+        config.target.as_mapping(),
+        table,
+        settings,
+        progress=job.progress,
+        **plan_options(config),
+    )
+    for number, attempt in enumerate(found.attempts, 1):
+        job.say(f"plan {number}: predicted {attempt.predicted_ms:.3g} ms, measured {attempt.measured_ms:.3g} ms")
+    reached = f"{found.measured_ms:.3g} ms of {found.limit_ms:.3g} ms"
+    job.say(f"latency: {reached}" if found.met else f"note: the target was not met: {reached}")
+    measured = {
+        "limit_ms": found.limit_ms,
+        "dense_ms": found.dense_ms,
+        "measured_ms": found.measured_ms,
+        "met": found.met,
+        "attempts": [[attempt.predicted_ms, attempt.measured_ms] for attempt in found.attempts],
+        "prediction_error": {"median": error.median, "worst": error.worst, "networks": error.networks},
+    }
+    return found.plan, {"latency": measured}
