@@ -32,7 +32,7 @@ from curlfx.progress import Progress, StepEvent, StepTimer
 
 ROUNDS = 12  # interleaved turns of one network and the dense one
 RUNS = (2, 30)  # timed calls in a turn
-PROFILED = 5  # fewest profiled runs
+PROFILED, UNDISTURBED = 8, 0.1  # fewest profiled runs, and the quantile of them that counts
 ODD, AGAIN = 0.08, 2  # a network that the others predict this badly is measured again so often; the median holds
 TURN_MS = 60.0  # a turn takes about that long, within these numbers
 Keep = Mapping[GroupId, tuple[int, ...]]
@@ -175,7 +175,8 @@ class Stopwatch:
 
     def _profile(self, path: Path, feeds: Mapping[str, Any]) -> tuple[NodeTime, ...]:
         chosen = self.settings
-        return profile(path, feeds, provider=chosen.provider, threads=chosen.threads, runs=max(PROFILED, self._runs))
+        runs = max(PROFILED, self._runs)
+        return profile(path, feeds, provider=chosen.provider, threads=chosen.threads, runs=runs, quantile=UNDISTURBED)
 
     def _open(self, path: Path) -> tuple[Any, dict[str, Any]]:
         chosen = self.settings

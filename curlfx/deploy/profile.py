@@ -28,7 +28,7 @@ class NodeTime:
         name: As onnxruntime calls it; the optimiser invents names (``ReorderInput_token_12``, ``relu_nchwc``).
         op_type: ``Conv``, ``FusedConv``, ``ReorderInput``, …
         provider: Who ran it, by onnxruntime's full name.
-        milliseconds: Median over the runs, in whole microseconds; of a loop or branch with all that is inside it. On a
+        milliseconds: Median over the runs (or another quantile); of a loop or branch with all that is inside it. On a
             GPU it is the time to start the node's kernels, which run on behind it.
         output_shape: Of the first output; None where onnxruntime names none. NCHWc channels are padded to the block.
         input_shapes: Of the inputs that are tensors, weights included.
@@ -50,6 +50,7 @@ def profile(
     threads: int = 1,
     runs: int = 20,
     warmup: int = 3,
+    quantile: float = 0.5,
 ) -> tuple[NodeTime, ...]:
     """Time every node of the optimised graph on ``feeds``, in execution order, with the session of the benchmark.
 
@@ -61,6 +62,7 @@ def profile(
         threads: Likewise.
         runs: Runs the median is taken over.
         warmup: Runs before these.
+        quantile: Of the runs, in place of the median; a low one is not disturbed by what interrupts a run now and then.
 
     Raises: ModelError for a file that is missing, damaged, refused, or fails on these inputs; ConfigError for a
         provider that is not there, a number out of range, or inputs of other names.
@@ -80,7 +82,7 @@ def profile(
     found = _runs(events)
     if len(found) != warmup + runs:
         raise ModelError(f"{path}: onnxruntime profiled {len(found)} of {warmup + runs} runs; want fewer runs")
-    return _medians(path, found[warmup:])
+    return _summarised(path, found[warmup:], quantile)
 
 
 def _runs(events: Sequence[Event]) -> list[list[Event]]:
@@ -98,12 +100,12 @@ def _runs(events: Sequence[Event]) -> list[list[Event]]:
     return found
 
 
-def _medians(path: Path, runs: Sequence[Sequence[Event]]) -> tuple[NodeTime, ...]:
+def _summarised(path: Path, runs: Sequence[Sequence[Event]], quantile: float) -> tuple[NodeTime, ...]:
     """One entry per node. Raises: ModelError when the runs did not execute the same nodes."""
     names = [[node["name"] for node in run] for run in runs]
     if any(other != names[0] for other in names):
         raise ModelError(f"{path}: does not run the same nodes every time on the same inputs; it cannot be profiled")
-    microseconds = np.median([[node["dur"] for node in run] for run in runs], axis=0)
+    microseconds = np.quantile([[node["dur"] for node in run] for run in runs], quantile, axis=0)
     return tuple(_node(event, time / 1000) for event, time in zip(runs[0], microseconds.tolist(), strict=True))
 
 

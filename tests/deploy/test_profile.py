@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from curlfx.deploy.profile import _medians, _runs, profile
+from curlfx.deploy.profile import _runs, _summarised, profile
 from curlfx.errors import ConfigError, ModelError
 
 IMAGE = {"x": np.ones((2, 3, 8, 8), np.float32)}
@@ -108,12 +108,12 @@ def test_medians_of_known_events(tmp_path):
             {"cat": "Session", "name": "model_run", "ts": 0, "dur": 2000, "args": {}},
         ]
     runs = _runs([*events, event("a", 10, 1)])  # the last run was cut off
-    found = _medians(tmp_path, runs)
+    found = _summarised(tmp_path, runs, 0.5)
     assert [(node.name, node.milliseconds) for node in found] == [("a", 0.030), ("b", 0.006)]
     assert found[0].output_shape == (1, 2)
     assert found[0].input_shapes == ()
     with pytest.raises(ModelError, match="same nodes every time"):
-        _medians(tmp_path, [runs[0], runs[0][:1]])
+        _summarised(tmp_path, [runs[0], runs[0][:1]], 0.5)
 
 
 def test_refusals(tmp_path):
