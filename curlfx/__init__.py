@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from curlfx.coupling import explain as explain
     from curlfx.deploy import bench as bench
     from curlfx.deploy import export_onnx as export_onnx
+    from curlfx.deploy import measure_latency as measure_latency
+    from curlfx.deploy import plan_for_latency as plan_for_latency
     from curlfx.errors import CurlfxError as CurlfxError
     from curlfx.graph import TracedModel as TracedModel
     from curlfx.graph import show as show
@@ -64,7 +66,9 @@ EXPORTS: Mapping[str, str] = MappingProxyType(
         "load_data": "curlfx.sources",
         "load_model": "curlfx.sources",
         "load_weights": "curlfx.sources",
+        "measure_latency": "curlfx.deploy",
         "plan": "curlfx.planning",
+        "plan_for_latency": "curlfx.deploy",
         "prune_iteratively": "curlfx.planning",
         "recover": "curlfx.recovery",
         "run": "curlfx",  # the package curlfx.run, which can be called

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from curlfx.cli.network import Classes, Frozen, Model, Seed, Shape, Weights, open_coupling, open_network
 from curlfx.cli.tables import show_table
-from curlfx.errors import PlanError, TargetError, UsageError
+from curlfx.errors import BudgetError, PlanError, TargetError, UsageError
 from curlfx.files import write_bytes
 from curlfx.progress import RichProgress
 from curlfx.report.text import count, share
 
 if TYPE_CHECKING:
+    from curlfx.coupling import Coupling
+    from curlfx.deploy import TableSettings
+    from curlfx.graph import TracedModel
     from curlfx.importance import Scores
     from curlfx.planning import Amount, SlimPlan
 
 SCORES = Path("scores.json")
-OF_A_TARGET = ("target", "round_to", "allocation", "per", "floor")
+OF_A_TARGET = ("target", "round_to", "allocation", "per", "floor", "provider", "threads", "batch_size", "probes")
 Data = Annotated[str | None, typer.Option(help="training images that data-driven criteria look at")]
 Out = Annotated[Path, typer.Option(help="file to write")]
 
@@ -72,9 +75,12 @@ def plan(
     out: Out = Path("plan.json"),
     target: Annotated[list[str] | None, typer.Option(metavar="KEY=AMOUNT", help="like macs=50% (the default)")] = None,
     round_to: Annotated[str, typer.Option(help="kept widths are multiples of this, or auto")] = "auto",
-    allocation: Annotated[Literal["global", "uniform"], typer.Option(help="who gives how much")] = "global",
+    allocation: Annotated[
+        Literal["global", "uniform", "knapsack", "greedy"] | None,
+        typer.Option(help="who gives how much (default: knapsack for latency_ms, else global)"),
+    ] = None,
     per: Annotated[
-        Literal["channel", "macs", "padded_macs"], typer.Option(help="divide scores by what a channel costs")
+        Literal["channel", "macs", "padded_macs", "latency"], typer.Option(help="divide scores by what a channel costs")
     ] = "channel",
     floor: Annotated[float, typer.Option(help="share of every group that always stays")] = 0.3,
     widths: Annotated[
@@ -84,14 +90,19 @@ def plan(
     width: Annotated[
         list[str] | None, typer.Option(metavar="GROUP=N", help="the same for one group, above --widths")
     ] = None,
+    provider: Annotated[str, typer.Option(help="where latency_ms is measured, as of 'curlfx bench'")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="likewise")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="likewise")] = 1,
+    probes: Annotated[int, typer.Option(min=3, help="narrow networks measured for latency_ms")] = 24,
     shape: Shape = None,
     classes: Classes = None,
     ignore: Frozen = None,
 ) -> None:
     """Choose the channels that stay and write plan.json.
 
-    The target is just met: no channel goes that need not. With --widths or --width every group gets the width that is
-    given; without scores its first channels stay, which is for structures that are trained anew.
+    The target is just met: no channel goes that need not. For latency_ms narrow networks are measured first, some minutes
+    once for a network and a machine, and plans are measured until one meets the target. With --widths or --width every
+    group gets the width that is given; without scores its first channels stay, which is for structures that are trained anew.
     """
     from curlfx.cli.widths import parsed_widths
     from curlfx.planning import plan as make_plan
@@ -113,22 +124,47 @@ def plan(
     if given or ranking is None:
         found = plan_from_widths(traced, coupling, ranking, given)
     else:
-        found = make_plan(
-            traced,
-            coupling,
-            ranking,
-            targets,
-            round_to="auto" if round_to == "auto" else _whole(round_to),
-            allocation=allocation,
-            floor=floor,
-            per=per,
-        )
+        step: int | Literal["auto"] = "auto" if round_to == "auto" else _whole(round_to)
+        options: dict[str, Any] = {"round_to": step, "floor": floor, "per": per}
+        options |= {} if allocation is None else {"allocation": allocation}
+        if "latency_ms" in targets:
+            from curlfx.deploy import TableSettings
+
+            place = TableSettings(
+                provider=provider, threads=threads, batch_size=batch_size, probes=probes, round_to=step
+            )
+            found = _measured(traced, coupling, ranking, targets, place, options)
+        else:
+            found = make_plan(traced, coupling, ranking, targets, **options)
     found = found.noting(model=model, arguments={} if classes is None else {"num_classes": classes})
     found.save(out)
     show_plan(found)
     rows = [(row["id"], str(row["width"]), str(row["kept"])) for row in group_rows(coupling, found.keep)]
     show_table(("group", "before", "after"), rows)
     print(out)
+
+
+def _measured(
+    traced: TracedModel,
+    coupling: Coupling,
+    scores: Scores,
+    targets: dict[str, Amount],
+    settings: TableSettings,
+    options: dict[str, Any],
+) -> SlimPlan:
+    """A plan that meets a measured latency. Raises: BudgetError when none does."""
+    from curlfx.deploy import measure_latency, plan_for_latency
+
+    with RichProgress() as progress:
+        table = measure_latency(traced, coupling, settings, progress=progress)
+        found = plan_for_latency(traced, coupling, scores, targets, table, settings, progress=progress, **options)
+    print(f"latency: measured {found.measured_ms:.3g} ms, target {found.limit_ms:.3g}, dense {found.dense_ms:.3g}")
+    if not found.met:
+        raise BudgetError(
+            f"latency_ms: the best of {len(found.attempts)} plans was measured at {found.measured_ms:.3g} ms, the "
+            f"target is {found.limit_ms:.3g}; raise it, lower --floor, or measure when the machine is idle"
+        )
+    return found.plan
 
 
 def show_plan(found: SlimPlan) -> None:

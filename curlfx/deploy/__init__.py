@@ -4,6 +4,9 @@ from curlfx.deploy.bench import BenchEntry, BenchReport, BenchSettings, bench
 from curlfx.deploy.breakdown import Breakdown, OperatorTime, SlowConvolution
 from curlfx.deploy.environment import environment
 from curlfx.deploy.export import export_onnx
+from curlfx.deploy.latency_table import LatencyTable
+from curlfx.deploy.measure import TableSettings, measure_latency
+from curlfx.deploy.meet import MeasuredPlan, plan_for_latency
 from curlfx.deploy.model_file import OnnxFile, check_onnx
 from curlfx.deploy.parity import ParityReport, parity
 from curlfx.deploy.plot import plot_bench
@@ -18,18 +21,23 @@ __all__ = [
     "BenchSettings",
     "Breakdown",
     "Latency",
+    "LatencyTable",
+    "MeasuredPlan",
     "NodeTime",
     "OnnxFile",
     "OperatorTime",
     "ParityReport",
     "SlowConvolution",
     "Speedup",
+    "TableSettings",
     "bench",
     "check_onnx",
     "environment",
     "export_onnx",
     "load_program",
+    "measure_latency",
     "parity",
+    "plan_for_latency",
     "plot_bench",
     "prepare",
     "profile",

@@ -82,13 +82,14 @@ def plan_for_latency(
         target: ``latency_ms``, alone or with others, as for `curlfx.plan`.
         table: Of `curlfx.measure_latency`; gets a sample for every attempt.
         settings: Those that the table was measured with.
-        options: Of `curlfx.plan`; ``allocation`` is ``"knapsack"`` unless given.
+        options: Of `curlfx.plan`; ``allocation`` is ``"knapsack"`` unless given, and ``"global"`` with ``per``.
 
     Raises: as `curlfx.plan`; TargetError when ``latency_ms`` is no target.
     """
     if "latency_ms" not in target:
         raise TargetError(f"target = {dict(target)!r}: want latency_ms among them, like {{'latency_ms': '50%'}}")
-    options = {"allocation": "knapsack", **options}
+    weighed = options.get("per", "channel") == "channel"  # else scores are divided by costs, which a knapsack weighs
+    options = {"allocation": "knapsack" if weighed else "global", **options}
     costs = table.costs(traced, coupling)
     limit_ms = _limit(target, costs, table.dense_ms)
     attempts: list[Attempt] = []
