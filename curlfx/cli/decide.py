@@ -100,9 +100,9 @@ def plan(
 ) -> None:
     """Choose the channels that stay and write plan.json.
 
-    The target is just met: no channel goes that need not. For latency_ms narrow networks are measured first, some minutes
-    once for a network and a machine, and plans are measured until one meets the target. With --widths or --width every
-    group gets the width that is given; without scores its first channels stay, which is for structures that are trained anew.
+    The target is just met: no channel goes that need not. For latency_ms narrow networks are measured first, for some
+    minutes once on a machine, and plans are measured until one meets the target. With --widths or --width every group
+    gets the width that is given; without scores its first channels stay, which is for structures that are trained anew.
     """
     from curlfx.cli.widths import parsed_widths
     from curlfx.planning import plan as make_plan

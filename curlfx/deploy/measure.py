@@ -23,6 +23,7 @@ from curlfx.deploy.profile import NodeTime, profile
 from curlfx.deploy.session import check_runtime, open_session
 from curlfx.deploy.turns import take_turns
 from curlfx.errors import ConfigError, PlanError
+from curlfx.files import unwritable
 from curlfx.graph import TracedModel
 from curlfx.passes.pipeline import run
 from curlfx.passes.slim import Slim
@@ -89,7 +90,10 @@ def measure_latency(
     check_runtime(chosen.provider, chosen.threads)
     about = _about(traced, coupling, chosen)
     folder = cache_folder() if cache is None else Path(cache)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
     path = folder / f"{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]}.json"
     table = _known(path, about)
     probes: list[Keep] = [{}]

@@ -18,7 +18,7 @@ from curlfx.passes.slim import Slim
 from curlfx.planning.choose import HALF, frozen_names, plan
 from curlfx.planning.price import Per, name_of, priced
 from curlfx.planning.slim_plan import SlimPlan
-from curlfx.planning.target import Amount, Target, parse_targets
+from curlfx.planning.target import MEASURED, Amount, Target, parse_targets
 from curlfx.planning.units import Ints
 
 Keep = Mapping[GroupId, tuple[int, ...]]
@@ -75,11 +75,11 @@ def _on_the_way(target: Target, number: int, steps: int) -> Target:
 
 
 def _amounts(targets: Sequence[Target], number: int, steps: int) -> dict[str, Amount]:
-    """The same as absolute amounts, down to a whole number of operations, elements or bytes."""
+    """The same as absolute amounts, down to a whole number of operations, elements, bytes or nanoseconds."""
     amounts: dict[str, Amount] = {}
     for target in targets:
         limit = _on_the_way(target, number, steps).limit
-        if target.quantity == "size_mb":
+        if target.quantity in MEASURED:
             whole, rest = divmod(int(limit * 10**6), 10**6)
             amounts[target.quantity] = f"{whole}.{rest:06d}"
         else:

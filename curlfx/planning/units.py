@@ -17,6 +17,9 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
+FEWEST = 4  # channels that onnxruntime reads at a time
+
+
 @dataclass(frozen=True, eq=False)
 class Units:
     """The removal units of a network, group after group, lowest score first inside each.
@@ -71,14 +74,18 @@ class Units:
 
         Whole blocks take what is left to make a multiple once the channels inside them come in steps of their own.
         Another group that is no wider than ``round_to`` would have no choice at all; it takes the half of it, or the
-        quarter and so on, that leaves one.
+        quarter and so on, that leaves one, but no less than 4: onnxruntime leaves its fast path where a convolution
+        reads other numbers of channels.
         """
         steps = np.ones_like(self.sizes)
         for position in np.argsort(self.whole, kind="stable").tolist():
             inner = [int(steps[child]) for child in self.inside[position]]
             lacking = [round_to // math.gcd(round_to, step) for step in inner] if self.whole[position] else [round_to]
             step, size, blocks = max(lacking, default=1), int(self.sizes[position]), int(self.blocks[position])
-            while not self.whole[position] and step // math.gcd(blocks, step) >= size and step % 2 == 0:
+            least = FEWEST if round_to >= FEWEST else 1
+            while (
+                not self.whole[position] and step // math.gcd(blocks, step) >= size and step % 2 == 0 and step > least
+            ):
                 step //= 2
             steps[position] = step // math.gcd(blocks, step)
         return steps
