@@ -37,8 +37,10 @@ class WriteOutAdaptivePooling(Pass):
     """Write adaptive average and maximum pooling with the windows that the traced sizes give.
 
     Windows of one size and distance are an ordinary pooling. Others are taken along one axis after the other: a mean as
-    the product with a constant matrix, a maximum as the maximum of the gathered windows. Pooling to a single element
-    stays (the exporter has it), and so does a maximum whose positions are read, or whose sizes follow the batch.
+    the product with a constant matrix, a maximum as the maximum of the gathered windows. A mean of everything is a
+    mean: where channels come last in memory (ConvNeXt), the exporter would gather its elements by computed positions. A
+    maximum of everything stays (the exporter has it), and so do a maximum whose positions are read and sizes that
+    follow the batch.
 
     Source: window ``i`` of ``n`` over ``s`` elements is ``[floor(i s / n), ceil((i + 1) s / n))``, as in torch's
     aten/src/ATen/native/AdaptivePooling.h.
@@ -80,9 +82,9 @@ def step(found: Windows) -> tuple[int, int] | None:
 
 def _found(traced: TracedModel) -> list[Node]:
     nodes = [node for node in traced.graph.nodes if node.op == "call_function" and node.target in _POOLS]
-    nodes = [node for node in nodes if set(_sizes(node)[1]) != {1} and not _tells_positions(node)]
-    fixed = _of_fixed_size(traced) if nodes else set()
-    return [node for node in nodes if node in fixed]
+    nodes = [node for node in nodes if not _tells_positions(node) and (node.target in _MEANS or not _is_whole(node))]
+    fixed = _of_fixed_size(traced) if not all(map(_is_whole, nodes)) else set()
+    return [node for node in nodes if node in fixed or _is_whole(node)]
 
 
 def _sizes(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -91,6 +93,11 @@ def _sizes(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
     value = node.meta["val"]
     after = value if isinstance(value, Tensor) else value[0]
     return shape_of(node.args[0])[-axes:], tuple(after.shape[-axes:])  # type: ignore[arg-type]
+
+
+def _is_whole(node: Node) -> bool:
+    """Whether one window takes everything, along every axis."""
+    return set(_sizes(node)[1]) == {1}
 
 
 def _tells_positions(node: Node) -> bool:
@@ -124,6 +131,8 @@ def _written_out(traced: TracedModel, node: Node) -> Node:
         made.meta = {kept: held for kept, held in node.meta.items() if kept != "val"}
         return made
 
+    if _is_whole(node):
+        return call(_ATEN.mean.dim, node.args[0], list(range(-axes, 0)), True)
     along = [windows(size, count) for size, count in zip(before, after, strict=True)]
     steps = [one for found in along if (one := step(found)) is not None]
     if len(steps) == axes:

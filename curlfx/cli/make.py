@@ -63,23 +63,42 @@ def export(
     static_batch: Annotated[
         bool, typer.Option("--static-batch", help="Take batches of the example's size only.")
     ] = False,
+    precision: Annotated[
+        Literal["fp32", "fp16"], typer.Option(help="of weights and computation; inputs and outputs stay fp32")
+    ] = "fp32",
+    onnxslim: Annotated[bool, typer.Option("--onnxslim", help="Let onnxslim work on the graph (an extra).")] = False,
     shape: Shape = None,
     classes: Classes = None,
     ignore: Frozen = None,
 ) -> None:
-    """Write a network, or what a plan leaves of it, as ONNX."""
+    """Write a network, or what a plan leaves of it, as ONNX.
+
+    What --precision fp16 or --onnxslim changed is compared with the network before the file is kept; exit 1 where they
+    differ.
+    """
+    from curlfx.deploy import export_onnx, prepare
+    from curlfx.deploy.simplify import check_simplifier
     from curlfx.planning import SlimPlan
-    from curlfx.run.config import ExportConfig
-    from curlfx.run.deployment import write_onnx
     from curlfx.sources import load_weights
 
+    if onnxslim:
+        check_simplifier()
     network = open_network(model, weights=weights, shape=shape, classes=classes)
     if plan is not None:
         network = slim_network(network, SlimPlan.load(plan), ignore)
     if slim_weights is not None:
         load_weights(network.module, slim_weights)
     mention_random_weights(model, weights if slim_weights is None else str(slim_weights))
-    file = write_onnx(network, out, ExportConfig(opset=opset, dynamic_batch=not static_batch))
+    ready = prepare(network)
+    file = export_onnx(
+        ready.module,
+        ready.example_inputs,
+        out,
+        dynamic_batch=network.dynamic_batch and not static_batch,
+        opset=opset,
+        precision=precision,
+        simplify=onnxslim,
+    )
     rows = [(kind, str(number)) for kind, number in file.operators.items()]
     show_table(("operator", "number"), rows)
     print(f"{out}: {count(file.size_bytes)}B, opset {file.opset}")

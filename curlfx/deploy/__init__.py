@@ -10,12 +10,15 @@ from curlfx.deploy.meet import MeasuredPlan, plan_for_latency
 from curlfx.deploy.model_file import OnnxFile, check_onnx
 from curlfx.deploy.parity import ParityReport, parity
 from curlfx.deploy.plot import plot_bench
+from curlfx.deploy.precision import PRECISIONS, Precision
 from curlfx.deploy.prepare import prepare
 from curlfx.deploy.profile import NodeTime, profile
 from curlfx.deploy.program import load_program, save_program
+from curlfx.deploy.quantize import QuantReport, quantize
 from curlfx.deploy.statistics import Latency, Speedup
 
 __all__ = [
+    "PRECISIONS",
     "BenchEntry",
     "BenchReport",
     "BenchSettings",
@@ -27,6 +30,8 @@ __all__ = [
     "OnnxFile",
     "OperatorTime",
     "ParityReport",
+    "Precision",
+    "QuantReport",
     "SlowConvolution",
     "Speedup",
     "TableSettings",
@@ -41,5 +46,6 @@ __all__ = [
     "plot_bench",
     "prepare",
     "profile",
+    "quantize",
     "save_program",
 ]

@@ -10,21 +10,30 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
+from onnxscript import ir
+from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from curlfx.deploy.model_file import PROTOBUF_LIMIT, OnnxFile, check_onnx, describe
 from curlfx.deploy.operators import operators_read_once
+from curlfx.deploy.parity import TOLERANCE, parity
+from curlfx.deploy.precision import TOLERANCE as TOLERANCE_FP16
+from curlfx.deploy.precision import Precision, check_precision, to_float16
 from curlfx.deploy.repair import repair
+from curlfx.deploy.shorten import shorten
+from curlfx.deploy.simplify import check_simplifier
+from curlfx.deploy.simplify import simplify as run_onnxslim
 from curlfx.errors import ConfigError, InvariantError, ModelError
-from curlfx.files import unwritable, write_bytes
+from curlfx.files import unwritable, written
 
 OPSET = 20
 OPSETS = range(18, 24)  # what is tested; the exporter's own operators start at 18
@@ -39,6 +48,8 @@ def export_onnx(
     dynamic_batch: bool = True,
     opset: int | None = None,
     single_file: bool = True,
+    precision: Precision = "fp32",
+    simplify: bool = False,
 ) -> OnnxFile:
     """Write ``module`` in eval mode to ``path``, checked by ONNX's checker, whole or not at all.
 
@@ -49,31 +60,75 @@ def export_onnx(
         dynamic_batch: Axis 0 of every input is the axis ``batch``; otherwise the file takes the example's size only.
         opset: Version of the operator set, in `OPSETS`; None is `OPSET`.
         single_file: Weights inside the file, as far as the 2 GB of one file reach; else in ``<path>.data`` beside it.
+        precision: ``fp16``: weights and computation in float16, inputs and outputs as they are; see
+            `curlfx.deploy.precision`.
+        simplify: Let onnxslim work on the graph, if it is installed.
 
-    Raises: ConfigError for the opset; ModelError when the network cannot be exported; OutputError when the file
-        cannot be written.
+    A file that is simplified or in float16 is compared with ``module`` in onnxruntime before it gets its name, on the
+    example: to 1e-4 of the largest output, or 1e-2 in float16.
+
+    Raises: ConfigError for the opset, the precision, or an onnxslim that is not there; ModelError when the network
+        cannot be exported or converted; VerificationError when it was and computes something else; OutputError when the
+        file cannot be written.
     """
     path, wanted = Path(path), OPSET if opset is None else opset
     if wanted not in OPSETS:
         raise ConfigError(f"opset = {opset}: want one of {OPSETS[0]} to {OPSETS[-1]}")
     if not path.parent.is_dir():  # before the work, not after it
         raise unwritable(path, FileNotFoundError(errno.ENOENT, f"no folder {path.parent}"))
+    check_precision(precision)
+    if simplify:
+        check_simplifier()
     module, inputs = _ready(module, tuple(example_inputs), dynamic_batch=dynamic_batch)
     program = _translate(module, inputs, wanted, dynamic_batch=dynamic_batch)
+    shorten(program.model)
     repair(program.model)
     _name_outputs(program)
-    if program.model.opset_imports.get("") != wanted:
-        found = program.model.opset_imports.get("")
+    ClearMetadataAndDocStringPass()(program.model)  # every node with the stack of calls and paths that led to it
+    found = program.model.opset_imports.get("")
+    if found != wanted:
         raise ModelError(f"opset = {wanted}: this network can only be written in {found}; want opset={found}")
-    if not single_file or _weight_bytes(program) > PROTOBUF_LIMIT:
-        _save_beside(program, path)
+    if precision == "fp32" and not simplify:
+        return _save(program.model, path, single_file=single_file)
+    model = _converted(program.model, inputs, precision, simplify=simplify)
+    tolerance = TOLERANCE_FP16 if precision == "fp16" else TOLERANCE
+
+    def check(file: Path) -> None:
+        replace(parity(module, file, inputs, tolerance=tolerance), path=path).require()
+
+    return _save(model, path, single_file=single_file, check=check)
+
+
+def _converted(model: ir.Model, inputs: tuple[Any, ...], precision: Precision, *, simplify: bool) -> ir.Model:
+    """The model simplified, in its precision. Raises: ModelError."""
+    if _weight_bytes(model) > PROTOBUF_LIMIT:
+        raise ModelError("this network has more than 2 GB of weights; it is only exported as fp32, without simplify")
+    if simplify:
+        model = run_onnxslim(model)
+        repair(model)  # what onnxruntime gets wrong may be back
+    if precision == "fp16":
+        names = [value.name or "" for value in model.graph.inputs]
+        model = to_float16(model, {name: one.numpy() for name, one in zip(names, _tensors(inputs), strict=True)})
+    return model
+
+
+def _unchecked(file: Path) -> None:
+    """A file that is only what the exporter wrote is compared by `curlfx.deploy.parity`, when it is asked to."""
+
+
+def _save(model: ir.Model, path: Path, *, single_file: bool, check: Callable[[Path], None] = _unchecked) -> OnnxFile:
+    """Write a model, under its final name only when ``check`` has seen the file and raised nothing."""
+    if not single_file or _weight_bytes(model) > PROTOBUF_LIMIT:
+        _save_beside(model, path, check)
         return check_onnx(path)
-    proto = program.model_proto
+    proto = ir.to_proto(model)
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
         raise InvariantError(f"{path}: the exporter wrote what the ONNX checker refuses: {error}") from error
-    write_bytes(path, proto.SerializeToString())
+    with written(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
+        check(temporary)
     return describe(path, proto)
 
 
@@ -168,17 +223,18 @@ def _tensors(inputs: tuple[Any, ...]) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
-def _weight_bytes(program: torch.onnx.ONNXProgram) -> int:
-    values = program.model.graph.initializers.values()
+def _weight_bytes(model: ir.Model) -> int:
+    values = model.graph.initializers.values()
     return sum(value.const_value.nbytes for value in values if value.const_value is not None)
 
 
-def _save_beside(program: torch.onnx.ONNXProgram, path: Path) -> None:
+def _save_beside(model: ir.Model, path: Path, check: Callable[[Path], None]) -> None:
     """Write graph and weights as two files, under their final names in a folder of their own first."""
     folder = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         folder.mkdir()
-        program.save(folder / path.name, external_data=True)
+        ir.save(model, folder / path.name, external_data=f"{path.name}.data")
+        check(folder / path.name)
         for made in sorted(folder.iterdir(), key=lambda one: one.name == path.name):  # the graph last
             made.replace(path.with_name(made.name))
     except OSError as error:

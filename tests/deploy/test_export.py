@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnxscript import ir
 from torch import nn
 
 from curlfx.deploy import check_onnx, export_onnx, parity, prepare
@@ -187,7 +188,7 @@ def test_a_full_disk_keeps_the_old_file(single_file, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", full)
+    monkeypatch.setattr(ir, "save", full)
     with pytest.raises(OutputError, match="No space left"):
         export_onnx(SMALL, IMAGES, path, single_file=single_file)
     assert [one.name for one in tmp_path.iterdir()] == ["net.onnx"]

@@ -1,0 +1,145 @@
+"""Files in float16: half the size, float32 at both ends, the same function, and no overflow that goes unseen."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from curlfx.deploy import check_onnx, export_onnx, parity
+from curlfx.deploy import export as exporting
+from curlfx.deploy.precision import LARGEST, TOLERANCE
+from curlfx.errors import ConfigError, ModelError, OutputError, VerificationError
+
+
+class Net(nn.Module):
+    """Two outputs; operators with and without a float16 form, some of them fixed to float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 16, 3), nn.LayerNorm(16), nn.Linear(16, 5)
+        self.register_buffer("hidden", torch.tensor([0.0, torch.finfo(torch.float32).min, 0.0, 0.0, -torch.inf]))
+
+    def forward(self, x):
+        x = functional.interpolate(self.conv(x).relu(), scale_factor=2.0, mode="bilinear")
+        x = self.norm(x.mean((2, 3)))
+        scores = self.head(x)
+        return {"scores": (scores + self.hidden).softmax(-1), "best": scores.topk(2).values, "sum": x.cumsum(-1)}
+
+
+IMAGES = (torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1)),)
+
+
+def types(values) -> set[int]:
+    return {value.type.tensor_type.elem_type for value in values}
+
+
+@pytest.mark.parametrize("single_file", [True, False])
+@pytest.mark.parametrize("dynamic_batch", [True, False])
+def test_the_same_function_in_half(single_file, dynamic_batch, tmp_path):
+    module = Net()
+    made = export_onnx(
+        module,
+        IMAGES,
+        tmp_path / "net.onnx",
+        precision="fp16",
+        single_file=single_file,
+        dynamic_batch=dynamic_batch,
+    )
+    assert made == check_onnx(made.path)
+    assert len(list(tmp_path.iterdir())) == (1 if single_file else 2)
+    assert made.outputs.keys() == {"scores", "best", "sum"}
+    model = onnx.load(made.path)
+    assert types(model.graph.input) == types(model.graph.output) == {onnx.TensorProto.FLOAT}
+    weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    assert set(weights.values()) == {onnx.TensorProto.FLOAT16}
+    assert len(weights) >= 2
+    report = parity(module, made.path, IMAGES, (1, 3), tolerance=TOLERANCE)
+    assert report.passed
+    assert report.worst > 1e-6  # it is not float32
+
+
+def test_half_the_size(tmp_path):
+    module, x = nn.Linear(300, 300), (torch.randn(2, 300),)
+    whole = export_onnx(module, x, tmp_path / "whole.onnx")
+    half = export_onnx(module, x, tmp_path / "half.onnx", precision="fp16")
+    assert half.size_bytes == pytest.approx(whole.size_bytes / 2, rel=0.01)
+    assert half.operators == {**whole.operators, "Cast": 2}
+
+
+def test_weights_are_rounded_to_the_nearest(tmp_path):
+    module, x = nn.Linear(6, 7), (torch.randn(2, 6),)
+    made = export_onnx(module, x, tmp_path / "net.onnx", precision="fp16")
+    held = {tuple(one.dims): onnx.numpy_helper.to_array(one) for one in onnx.load(made.path).graph.initializer}
+    np.testing.assert_array_equal(held[7, 6], module.weight.detach().half().numpy())
+    np.testing.assert_array_equal(held[7,], module.bias.detach().half().numpy())
+
+
+def test_a_weight_beyond_the_range_is_named(tmp_path):
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with torch.no_grad():
+        module[2].bias[1] = -70000.0
+    with pytest.raises(ModelError, match=r"2\.bias holds 70000, beyond the 65504 of float16"):
+        export_onnx(module, IMAGES, tmp_path / "net.onnx", precision="fp16")
+    assert list(tmp_path.iterdir()) == []
+    with torch.no_grad():
+        module[2].bias[1] = -LARGEST
+    assert export_onnx(module, IMAGES, tmp_path / "net.onnx", precision="fp16").operators["Conv"] == 2
+
+
+class Overflowing(nn.Module):
+    """Every weight is in range, what they compute is not; onnxruntime on the CPU computes it in float32."""
+
+    def forward(self, x):
+        return (x.abs() * 3000.0).exp2().clamp(max=1e6).mean((1, 2, 3)) / 1e6
+
+
+def test_a_value_beyond_the_range_is_named_although_the_cpu_gets_it_right(tmp_path):
+    inputs = (torch.full((2, 3, 4, 4), 1e-2),)
+    with pytest.raises(ModelError, match=r"on the example inputs '\w+' reaches .* beyond the 65504") as caught:
+        export_onnx(Overflowing(), inputs, tmp_path / "net.onnx", precision="fp16")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ModelError, match="'x' reaches 100000"):
+        export_onnx(nn.ReLU(), (torch.full((2, 3), 1e5),), tmp_path / "net.onnx", precision="fp16")
+
+
+class Sensitive(nn.Module):
+    """What float16 rounds away is all that is left: 1 + x/2^12 - 1."""
+
+    def forward(self, x):
+        return (x / 4096 + 1).sqrt() - 1
+
+
+def test_what_float16_cannot_compute_is_not_written(tmp_path, monkeypatch):
+    x = (torch.rand(2, 3),)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(exporting, "TOLERANCE_FP16", 1e-9)
+    with pytest.raises(VerificationError, match=r"net\.onnx: output 'output' at batch . is off by"):
+        export_onnx(Sensitive(), x, path, precision="fp16")
+    assert [one.name for one in tmp_path.iterdir()] == ["net.onnx"]
+    assert path.read_bytes() == b"old"
+
+
+def test_other_precisions(tmp_path):
+    with pytest.raises(ConfigError, match="precision = 'int4': want one of fp32, fp16"):
+        export_onnx(Net(), IMAGES, tmp_path / "net.onnx", precision="int4")
+    with pytest.raises(ModelError, match="nothing in this network is float32"):
+        export_onnx(nn.Linear(3, 2).double(), (torch.randn(2, 3).double(),), tmp_path / "net.onnx", precision="fp16")
+    with pytest.raises(OutputError):
+        export_onnx(Net(), IMAGES, tmp_path / "absent" / "net.onnx", precision="fp16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_onnxruntime_runs_it_without_a_word(tmp_path, capfd):
+    made = export_onnx(Net(), IMAGES, tmp_path / "net.onnx", precision="fp16")
+    found = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"]).run(
+        None, {"x": IMAGES[0].numpy()}
+    )
+    assert all(value.dtype == np.float32 for value in found)
+    assert capfd.readouterr() == ("", "")

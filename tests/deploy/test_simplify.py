@@ -1,0 +1,76 @@
+"""onnxslim: an extra that must not change what a network computes."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import onnx
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from curlfx.deploy import check_onnx, export_onnx, parity
+from curlfx.deploy import simplify as simplifying
+from curlfx.errors import ConfigError, ModelError, VerificationError
+
+X = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
+
+
+class Padded(nn.Module):
+    """What onnxruntime gets wrong unless the padding names its axes; and an activation that nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        padded = functional.pad(-self.conv(x).abs() - 1, (1, 1, 1, 1))
+        return {"pooled": functional.max_pool2d(padded, 3), "mean": x.mean((2, 3))}
+
+
+def test_without_onnxslim(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"onnxslim is not installed; pip install 'curlfx\[onnxslim\]'"):
+        export_onnx(Padded(), X, tmp_path / "net.onnx", simplify=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_same_function(precision, tmp_path):
+    pytest.importorskip("onnxslim", reason="an extra")
+    module = Padded()
+    plain = export_onnx(module, X, tmp_path / "plain.onnx", precision=precision)
+    made = export_onnx(module, X, tmp_path / "net.onnx", precision=precision, simplify=True)
+    assert made == check_onnx(made.path)
+    assert made.inputs == plain.inputs
+    assert made.outputs == plain.outputs
+    assert sum(made.operators.values()) <= sum(plain.operators.values())
+    graph = onnx.load(made.path).graph
+    assert {one.name for one in graph.initializer}.isdisjoint(one.name for one in graph.input)
+    assert parity(module, made.path, X, (1, 3), tolerance=1e-2 if precision == "fp16" else 1e-5).passed
+
+
+def test_what_it_breaks_is_not_written(tmp_path, monkeypatch):
+    onnxslim = pytest.importorskip("onnxslim", reason="an extra")
+
+    def wrong(model):
+        weight = next(one for one in model.graph.initializer if one.name == "conv.bias")
+        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) + 1, weight.name))
+        return model
+
+    monkeypatch.setattr(onnxslim, "slim", wrong)
+    with pytest.raises(VerificationError, match=r"net\.onnx: output 'pooled'"):
+        export_onnx(Padded(), X, tmp_path / "net.onnx", simplify=True)
+
+    def failing(model):
+        raise KeyError("no such node\nand more")
+
+    monkeypatch.setattr(onnxslim, "slim", failing)
+    with pytest.raises(ModelError, match="onnxslim fails on this network: .*no such node"):
+        export_onnx(Padded(), X, tmp_path / "net.onnx", simplify=True)
+    monkeypatch.setattr(simplifying, "check_simplifier", lambda: None)
+    monkeypatch.setattr(onnxslim, "slim", lambda model: None)
+    with pytest.raises(ModelError, match="gave no network back"):
+        export_onnx(Padded(), X, tmp_path / "net.onnx", simplify=True)
+    assert list(tmp_path.iterdir()) == []
