@@ -11,11 +11,13 @@ import onnxruntime
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxscript import ir
 
-from curlfx.errors import ConfigError, ModelError
+from curlfx.deploy.parity import relative_error
+from curlfx.errors import ConfigError, ModelError, VerificationError
 
 Precision = Literal["fp32", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 LARGEST = float(np.finfo(np.float16).max)  # 65504
+OVERFLOW = 65520.0  # from here on the nearest float16 is infinity
 TOLERANCE = 1e-2  # of the largest output; up to 1.4e-3 was seen in networks of tens of layers
 _EVERYTHING = float(np.finfo(np.float32).max)  # stands for infinity in masks
 
@@ -33,31 +35,40 @@ def to_float16(model: ir.Model, feeds: Feeds) -> ir.Model:
 
     Operators that have no float16 form, or lose by it (``TopK``, ``CumSum``, ``RoiAlign`` …), stay in float32.
 
+    The conversion is rehearsed in float32 with every value rounded to float16: onnxruntime computes float16 networks in
+    float32 on the CPU, where neither an overflow nor the loss of digits on other devices shows.
+
     Args:
         model: In float32.
-        feeds: Example inputs. What the network computes from them must be in the range of float16: onnxruntime computes
-            float16 networks in float32 on most CPUs, where an overflow on other devices does not show.
+        feeds: Example inputs for the rehearsal.
 
     Raises: ModelError naming the weight, or the value computed from ``feeds``, beyond 65504; or when there is nothing
-        in float32 to convert.
+        in float32 to convert. VerificationError when rounding puts an output off by more than `TOLERANCE`.
     """
-    _check_weights(model)
+    is_masked = _check_weights(model)
     proto = ir.to_proto(model)
-    _check_values(proto, feeds)
+    _rehearse(proto, feeds, is_masked=is_masked)
     made: ir.Model = ir.from_proto(convert_float_to_float16(proto, keep_io_types=True))
     made.graph.sort()  # the new nodes stand at the end
     return made
 
 
-def _check_weights(model: ir.Model) -> None:
+def _check_weights(model: ir.Model) -> bool:
+    """Whether the largest float32 number stands for infinity among the weights, as in masks; it becomes 65504.
+
+    Raises: ModelError for any other weight beyond the range, and when nothing is in float32.
+    """
     weights = [value for value in _constants(model) if value.dtype == ir.DataType.FLOAT]
     if not weights and all(value.dtype != ir.DataType.FLOAT for value in model.graph.inputs):
         raise ModelError("precision = 'fp16': nothing in this network is float32; export it as it is")
+    is_masked = False
     for value in weights:
         held = np.abs(value.numpy())
+        is_masked |= bool((held == _EVERYTHING).any())
         if ((held > LARGEST) & (held < _EVERYTHING)).any():
             most = float(held[held < _EVERYTHING].max())
             raise ModelError(f"precision = 'fp16': {value.name} holds {most:.6g}, {_BEYOND}")
+    return is_masked
 
 
 _BEYOND = f"beyond the {LARGEST:g} of float16; export this network as fp32, or scale it down there"
@@ -71,33 +82,86 @@ def _constants(model: ir.Model) -> Iterator[Any]:
                 yield value.const_value
 
 
-def _check_values(proto: onnx.ModelProto, feeds: Feeds) -> None:
-    """Compute every float value of the network in float32 and look at the largest finite one of each."""
-    largest = {name: float(np.abs(value).max(initial=0)) for name, value in feeds.items()} | _largest(proto, feeds)
-    beyond = {name: most for name, most in largest.items() if LARGEST < most < _EVERYTHING}
-    if beyond:
+def _rehearse(proto: onnx.ModelProto, feeds: Feeds, *, is_masked: bool) -> None:
+    """Compute in float32, every value rounded to float16, and look at the largest one and at what comes out.
+
+    What is masked may overflow: such a network is judged by what comes out alone.
+
+    Raises: ModelError naming the first value that is beyond the range; VerificationError naming an output that the
+        rounding puts off by more than `TOLERANCE`.
+    """
+    rounded, watched = _rounded(proto)
+    outputs = [value.name for value in proto.graph.output]
+    found = _run(rounded, feeds)
+    largest = {name: float(np.abs(value).max(initial=0)) for name, value in feeds.items()}
+    largest |= {name: float(value) for name, value in zip(watched, found[len(outputs) :], strict=True)}
+    beyond = {name: most for name, most in largest.items() if OVERFLOW <= most < _EVERYTHING}
+    if beyond and not is_masked:
         name, most = next(iter(beyond.items()))
-        others = f" and {len(beyond) - 1} other values" if len(beyond) > 1 else ""
-        raise ModelError(f"precision = 'fp16': on the example inputs {name!r} reaches {most:.6g}{others}, {_BEYOND}")
+        raise ModelError(f"precision = 'fp16': on the example inputs {name!r} reaches {most:.6g}, {_BEYOND}")
+    for name, wanted, given in zip(outputs, _run(proto, feeds), found[: len(outputs)], strict=True):
+        error = relative_error(wanted, given) if np.issubdtype(wanted.dtype, np.floating) else 0.0
+        if error > TOLERANCE:
+            raise VerificationError(
+                f"precision = 'fp16': rounding puts output {name!r} off by {error:.3g} of its largest value on the "
+                f"example inputs; want at most {TOLERANCE:g}; export this network as fp32"
+            )
 
 
-def _largest(proto: onnx.ModelProto, feeds: Feeds) -> dict[str, float]:
-    """The largest magnitude of every float value that a node of the main graph computes, in graph order."""
-    watched = onnx.shape_inference.infer_shapes(proto)
-    types = {
-        value.name: value.type.tensor_type.elem_type for value in (*watched.graph.value_info, *watched.graph.output)
-    }
-    names = [name for node in watched.graph.node for name in node.output if types.get(name) == onnx.TensorProto.FLOAT]
-    del watched.graph.output[:]
-    for number, name in enumerate(names):
-        absolute, most = f"curlfx_absolute_{number}", f"curlfx_largest_{number}"
-        watched.graph.node.append(onnx.helper.make_node("Abs", [name], [absolute]))
-        watched.graph.node.append(onnx.helper.make_node("ReduceMax", [absolute], [most], keepdims=0))
-        watched.graph.output.append(onnx.helper.make_tensor_value_info(most, onnx.TensorProto.FLOAT, []))
-    if not names:
-        return {}
+def _rounded(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """The network with every float value of its main graph rounded, and the names of these values, in graph order.
+
+    Behind the network's own outputs come the largest magnitudes of these values before they are rounded.
+    """
+    made = onnx.shape_inference.infer_shapes(proto)
+    graph, is_float = made.graph, onnx.TensorProto.FLOAT
+    floats = {one.name for one in (*graph.value_info, *graph.output) if one.type.tensor_type.elem_type == is_float}
+    entries = {one.name: f"{one.name}{_ROUNDED}" for one in graph.input if one.type.tensor_type.elem_type == is_float}
+    for tensor in graph.initializer:
+        if tensor.data_type == is_float:
+            half = np.clip(onnx.numpy_helper.to_array(tensor), -LARGEST, LARGEST).astype(np.float16)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half.astype(np.float32), tensor.name))
+    nodes = [one for name, entry in entries.items() for one in _rounding(name, entry)]
+    watched = []
+    for node in list(graph.node):
+        node.input[:] = [entries.get(name, name) for name in node.input]
+        nodes.append(node)
+        for place, name in enumerate(node.output):
+            if name in floats:
+                watched.append(name)
+                node.output[place] = f"{name}{_RAW}"
+                nodes += [*_rounding(node.output[place], name), *_magnitude(node.output[place])]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.output.extend(onnx.helper.make_tensor_value_info(f"{name}{_RAW}{_MOST}", is_float, []) for name in watched)
+    return made, watched
+
+
+_ROUNDED, _RAW, _MOST = "/rounded", "/raw", "/largest"
+
+
+def _rounding(source: str, result: str) -> list[onnx.NodeProto]:
+    """To float16 and back; what stands between the two keeps onnxruntime from dropping both."""
+    half, held = f"{result}/half", f"{result}/held"
+    return [
+        onnx.helper.make_node("Cast", [source], [half], to=onnx.TensorProto.FLOAT16),
+        onnx.helper.make_node("Identity", [half], [held]),
+        onnx.helper.make_node("Cast", [held], [result], to=onnx.TensorProto.FLOAT),
+    ]
+
+
+def _magnitude(source: str) -> list[onnx.NodeProto]:
+    absolute = f"{source}/absolute"
+    return [
+        onnx.helper.make_node("Abs", [source], [absolute]),
+        onnx.helper.make_node("ReduceMax", [absolute], [f"{source}{_MOST}"], keepdims=0),
+    ]
+
+
+def _run(proto: onnx.ModelProto, feeds: Feeds) -> list[Any]:
+    """What onnxruntime computes, node by node."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = session.run(None, dict(feeds))
-    return {name: float(value) for name, value in zip(names, found, strict=True)}
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, dict(feeds)))

@@ -12,7 +12,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 PROGRAMS = ["accuracy.py", "compile_time.py", "coverage.py", "fuzz.py", "kl_scoring.py", "limited_data.py", "rivals.py"]
-PROGRAMS += ["scaling.py"]
+PROGRAMS += ["export_quality.py", "scaling.py"]
 
 
 def start(*arguments):

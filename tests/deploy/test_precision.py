@@ -13,6 +13,7 @@ from torch.nn import functional
 from curlfx.deploy import check_onnx, export_onnx, parity
 from curlfx.deploy import export as exporting
 from curlfx.deploy.precision import LARGEST, TOLERANCE
+from curlfx.deploy.precision import _rounded as rounded
 from curlfx.errors import ConfigError, ModelError, OutputError, VerificationError
 
 
@@ -87,7 +88,7 @@ def test_a_weight_beyond_the_range_is_named(tmp_path):
         export_onnx(module, IMAGES, tmp_path / "net.onnx", precision="fp16")
     assert list(tmp_path.iterdir()) == []
     with torch.no_grad():
-        module[2].bias[1] = -LARGEST
+        module[2].bias[1] = -LARGEST + 100
     assert export_onnx(module, IMAGES, tmp_path / "net.onnx", precision="fp16").operators["Conv"] == 2
 
 
@@ -95,33 +96,68 @@ class Overflowing(nn.Module):
     """Every weight is in range, what they compute is not; onnxruntime on the CPU computes it in float32."""
 
     def forward(self, x):
-        return (x.abs() * 3000.0).exp2().clamp(max=1e6).mean((1, 2, 3)) / 1e6
+        return (x * 3e4).relu() * 1e-4
 
 
 def test_a_value_beyond_the_range_is_named_although_the_cpu_gets_it_right(tmp_path):
-    inputs = (torch.full((2, 3, 4, 4), 1e-2),)
-    with pytest.raises(ModelError, match=r"on the example inputs '\w+' reaches .* beyond the 65504") as caught:
+    inputs = (torch.full((2, 3, 4, 4), 3.0),)
+    with pytest.raises(ModelError, match=r"on the example inputs 'mul' reaches 90000, beyond the 65504") as caught:
         export_onnx(Overflowing(), inputs, tmp_path / "net.onnx", precision="fp16")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ModelError, match="'x' reaches 100000"):
+    with pytest.raises(ModelError, match="'input' reaches 100000"):
         export_onnx(nn.ReLU(), (torch.full((2, 3), 1e5),), tmp_path / "net.onnx", precision="fp16")
 
 
 class Sensitive(nn.Module):
-    """What float16 rounds away is all that is left: 1 + x/2^12 - 1."""
+    """What float16 rounds away is all that is left: 1 + x / 2^13 - 1."""
 
     def forward(self, x):
-        return (x / 4096 + 1).sqrt() - 1
+        return (x / 8192 + 1).sqrt() - 1
 
 
-def test_what_float16_cannot_compute_is_not_written(tmp_path, monkeypatch):
+def test_what_float16_cannot_compute_is_refused_although_the_cpu_gets_it_right(tmp_path):
     x = (torch.rand(2, 3),)
+    with pytest.raises(VerificationError, match=r"rounding puts output 'output' off by 1 of its largest value"):
+        export_onnx(Sensitive(), x, tmp_path / "net.onnx", precision="fp16")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Rounded(nn.Module):
+    """float16 by hand: x, a third of it, and their sum, each of 11 digits."""
+
+    def forward(self, x):
+        return x * 0.333251953125 + x
+
+
+def test_the_rehearsal_rounds_as_float16_does(tmp_path):
+    x = torch.rand(2, 50, generator=torch.Generator().manual_seed(3))
+    made = export_onnx(Rounded(), (x,), tmp_path / "net.onnx")
+    rehearsed, watched = rounded(onnx.load(made.path))
+    session = onnxruntime.InferenceSession(
+        rehearsed.SerializeToString(), unoptimised(), providers=["CPUExecutionProvider"]
+    )
+    found, *largest = session.run(None, {"x": x.numpy()})
+    half = x.half()
+    third = half * torch.tensor(0.333251953125).half()
+    np.testing.assert_array_equal(found, (third + half).float().numpy())
+    assert not np.array_equal(found, Rounded()(x).numpy())
+    assert watched == ["mul", "output"]
+    assert largest[0] == (half.float() * 0.333251953125).max()
+
+
+def unoptimised() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch):
     path = tmp_path / "net.onnx"
     path.write_bytes(b"old")
     monkeypatch.setattr(exporting, "TOLERANCE_FP16", 1e-9)
-    with pytest.raises(VerificationError, match=r"net\.onnx: output 'output' at batch . is off by"):
-        export_onnx(Sensitive(), x, path, precision="fp16")
+    with pytest.raises(VerificationError, match=r"net\.onnx: output '\w+' at batch . is off by"):
+        export_onnx(Net(), IMAGES, path, precision="fp16")
     assert [one.name for one in tmp_path.iterdir()] == ["net.onnx"]
     assert path.read_bytes() == b"old"
 

@@ -67,7 +67,7 @@ def test_what_it_breaks_is_not_written(tmp_path, monkeypatch):
         raise KeyError("no such node\nand more")
 
     monkeypatch.setattr(onnxslim, "slim", failing)
-    with pytest.raises(ModelError, match="onnxslim fails on this network: .*no such node"):
+    with pytest.raises(ModelError, match=r"onnxslim fails on this network: .*no such node"):
         export_onnx(Padded(), X, tmp_path / "net.onnx", simplify=True)
     monkeypatch.setattr(simplifying, "check_simplifier", lambda: None)
     monkeypatch.setattr(onnxslim, "slim", lambda model: None)
