@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -12,6 +15,7 @@ from torch.nn import functional
 
 from curlfx.deploy import check_onnx, export_onnx, parity
 from curlfx.deploy import export as exporting
+from curlfx.deploy.parity import Deviation, ParityReport
 from curlfx.deploy.precision import LARGEST, TOLERANCE
 from curlfx.deploy.precision import _rounded as rounded
 from curlfx.errors import ConfigError, ModelError, OutputError, VerificationError
@@ -179,3 +183,26 @@ def test_onnxruntime_runs_it_without_a_word(tmp_path, capfd):
     )
     assert all(value.dtype == np.float32 for value in found)
     assert capfd.readouterr() == ("", "")
+
+
+class NormThenHeads(nn.Module):
+    """As in ViT: tokens are normalised, put first, and multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.linear(self.norm(x).transpose(0, 1)).transpose(0, 1)
+
+
+OPEN = "import onnxruntime, sys; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+
+
+def test_onnxruntime_survives_a_norm_before_a_transposed_product(tmp_path, monkeypatch):
+    """In a process of its own: it dies when it opens the file that is made without care."""
+    monkeypatch.setattr(exporting, "parity", lambda *_, **__: ParityReport(tmp_path, 1.0, (Deviation("y", 1, 0.0),)))
+    module, x = NormThenHeads(), (torch.randn(2, 5, 6),)
+    made = export_onnx(module, x, tmp_path / "net.onnx", precision="fp16")
+    subprocess.run([sys.executable, "-c", OPEN, str(made.path)], check=True, timeout=120)
+    assert parity(module, made.path, x, (1, 3), tolerance=TOLERANCE).passed
