@@ -12,7 +12,7 @@ import typer
 from curlfx.cli.tables import show_table
 from curlfx.errors import ConfigError
 from curlfx.progress import RichProgress
-from curlfx.report.text import headline, verdict
+from curlfx.report.text import headline, in_eight_bits, verdict
 
 JOB_HELP = "a YAML file, and settings like target.macs=40% that stand above it"
 
@@ -71,4 +71,7 @@ def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     show_table(("", "dense", "slim", "change"), headline(summary))
     print(f"speed-up       {summary['speedup']:.2f}x")
     print(f"verification   {verdict(summary)}")
+    quantised = in_eight_bits(summary)
+    if quantised is not None:
+        print(f"in 8 bits      {quantised}")
     print(f"run directory  {folder}  (open {folder / 'report.html'})")

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from curlfx.report.layers import COLUMNS, NUMBERS
-from curlfx.report.text import headline, verdict
+from curlfx.report.text import headline, in_eight_bits, verdict
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def render(content: PageContent) -> str:
         vars(content),
         headline=headline(summary),
         verdict=verdict(summary),
+        quantised=in_eight_bits(summary),
         target=", ".join(f"{key} {amount}" for key, amount in summary["target"].items()),
         environment=[(key, _shown(value)) for key, value in (*device.items(), *versions.items())],
         layer_keys=COLUMNS,

@@ -31,6 +31,15 @@ def headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def in_eight_bits(summary: Mapping[str, Any]) -> str | None:
+    """One line on the quantised file; None where there is none."""
+    found = summary.get("int8")
+    if found is None:
+        return None
+    size, median = found["size_bytes"] / 1e6, found["latency_ms"]["median"]
+    return f"accuracy {found['accuracy']:.4f}, {size:.3g} MB, latency {median:.3f} ms, {found['speedup']:.2f}x faster"
+
+
 def verdict(summary: Mapping[str, Any]) -> str:
     """One line: what was verified and how far apart the networks were."""
     found = summary["verification"]

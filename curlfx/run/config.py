@@ -177,11 +177,13 @@ class ExportConfig(Section):
         opset: Operator set version; none takes the default of `curlfx.deploy.export_onnx`.
         dynamic_batch: Take any batch size (else that of the example only).
         single_file: Weights inside the file, as far as the 2 GB of one file reach.
+        int8: Also write ``slim.int8.onnx``, quantised with the proxy images, and measure it beside the others.
     """
 
     opset: Annotated[int, Field(ge=18, le=23)] | None = None
     dynamic_batch: bool = True
     single_file: bool = True
+    int8: bool = False
 
 
 class BenchConfig(Section):

@@ -10,6 +10,7 @@ from curlfx.deploy import BenchEntry, BenchSettings, OnnxFile, export_onnx, prep
 from curlfx.deploy import bench as measure
 from curlfx.graph.traced import TracedModel
 from curlfx.run.config import ExportConfig
+from curlfx.run.int8 import INT8, write_int8
 from curlfx.run.job import Job
 from curlfx.run.saved import PROGRAM, load, write_graph
 from curlfx.run.verify import OTHER_BATCH, VerifyReport, graph_vs_slim, torch_vs_onnx
@@ -28,6 +29,8 @@ def export(job: Job) -> Result:
         file = write_onnx(network, job.file(FILES[name]), job.config.export)
         found[name] = {"size_bytes": file.size_bytes, "opset": file.opset, "operators": file.operators}
     write_graph(job.slim, job.directory.path, job.config.model, job.subject.data.num_classes)
+    if job.config.export.int8:
+        found["int8"] = write_int8(job, job.file(FILES["slim"]))
     check = graph_vs_slim(job.slim, load(job.directory.path, graph=True))
     VerifyReport((check,)).require()
     return {**found, "graph": {"size_bytes": job.file(PROGRAM).stat().st_size, "check": asdict(check)}}
@@ -60,8 +63,9 @@ def verify(job: Job) -> Result:
 def bench(job: Job) -> Result:
     """Time both files on onnxruntime, turn and turn about."""
     settings = BenchSettings(**job.config.bench.model_dump(), seed=job.config.seed)
-    found = measure([job.file(FILES[name]) for name in FILES], settings, progress=job.progress)
-    entries = dict(zip(FILES, found.entries, strict=True))
+    files = FILES | ({"int8": INT8} if job.config.export.int8 else {})
+    found = measure([job.file(name) for name in files.values()], settings, progress=job.progress)
+    entries = dict(zip(files, found.entries, strict=True))
     surroundings = dict(found.environment)
     versions = surroundings.pop("versions")
     speedup = entries["slim"].speedup
@@ -70,8 +74,10 @@ def bench(job: Job) -> Result:
     job.say(f"speed-up {ratio:.2f}{interval}")
     for warning in found.warnings:
         job.say(f"note: {warning}")
+    quantised = entries["int8"].speedup if "int8" in entries else None
     return {
         "speedup": ratio,
+        **({} if quantised is None else {"int8_speedup": quantised.ratio}),
         "latency_ms": {name: _latency(entry) for name, entry in entries.items()},
         "timings": [{"name": name, **entry.latency_ms.to_json()} for name, entry in entries.items()],
         "measurement": (

@@ -113,7 +113,17 @@ def _summary(job: Job) -> Summary:
         importance=config.importance,
         recovery={**config.recovery.model_dump(mode="json"), **_recovered(config.recovery, done)},
         seconds={stage: round(seconds, 3) for stage, seconds in job.directory.seconds.items()},
+        int8=_int8(done),
+        latency=done["plan"].get("latency"),
     )
+
+
+def _int8(done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The figures of the quantised file, if there is one."""
+    if "int8" not in done["export"]:
+        return None
+    bench = done["bench"]
+    return {**done["export"]["int8"], "latency_ms": bench["latency_ms"]["int8"], "speedup": bench["int8_speedup"]}
 
 
 def _recovered(config: RecoveryConfig, done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
