@@ -16,6 +16,7 @@ from curlfx.graph import TracedModel, trace
 from curlfx.importance import Scores
 from curlfx.models.resnet_cifar import CifarResNet
 from curlfx.planning import plan, slim
+from curlfx.planning.choose import Allocation
 
 __all__ = ["ARMS", "Arm", "Narrowed", "narrow", "narrow_by_rival", "outer_norms"]
 
@@ -37,7 +38,7 @@ class Arm:
     """
 
     criterion: str
-    allocation: Literal["global", "uniform"] = "global"
+    allocation: Allocation = "global"
     per: Literal["channel", "macs"] = "channel"
     inner: bool = False
     rival: bool = False
@@ -46,6 +47,7 @@ class Arm:
 ARMS: Mapping[str, Arm] = {
     "kl": Arm("kl"),
     "kl-per-macs": Arm("kl", per="macs"),
+    "kl-knapsack": Arm("kl", "knapsack"),
     "taylor": Arm("taylor"),
     "taylor-per-macs": Arm("taylor", per="macs"),
     "bn-scale": Arm("bn-scale"),

@@ -80,8 +80,9 @@ def plan(
         typer.Option(help="who gives how much (default: knapsack for latency_ms, else global)"),
     ] = None,
     per: Annotated[
-        Literal["channel", "macs", "padded_macs", "latency"], typer.Option(help="divide scores by what a channel costs")
-    ] = "channel",
+        Literal["auto", "channel", "macs", "padded_macs", "latency"],
+        typer.Option(help="divide scores by what a channel costs"),
+    ] = "auto",
     floor: Annotated[float, typer.Option(help="share of every group that always stays")] = 0.3,
     widths: Annotated[
         Path | None,

@@ -88,7 +88,10 @@ def plan_for_latency(
     """
     if "latency_ms" not in target:
         raise TargetError(f"target = {dict(target)!r}: want latency_ms among them, like {{'latency_ms': '50%'}}")
-    weighed = options.get("per", "channel") == "channel"  # else scores are divided by costs, which a knapsack weighs
+    weighed = options.get("per", "auto") in (
+        "auto",
+        "channel",
+    )  # else scores are divided by costs, which a knapsack weighs
     options = {"allocation": "knapsack" if weighed else "global", **options}
     costs = table.costs(traced, coupling)
     limit_ms = _limit(target, costs, table.dense_ms)

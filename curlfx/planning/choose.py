@@ -24,7 +24,7 @@ from curlfx.planning.budget import Ranking, Search
 from curlfx.planning.fingerprint import Fingerprint
 from curlfx.planning.greedy import solve_greedily
 from curlfx.planning.knapsack import Knapsack, Solution
-from curlfx.planning.price import Per, name_of, priced
+from curlfx.planning.price import Per, name_of, priced, resolve_per
 from curlfx.planning.slim_plan import SlimPlan
 from curlfx.planning.structure import class_of
 from curlfx.planning.target import Amount, parse_targets
@@ -54,7 +54,7 @@ def plan(
     global_pruning: bool = True,
     floor: float = 0.3,
     allocation: Allocation = "global",
-    per: Per = "channel",
+    per: Per = "auto",
     costs: CostModel | None = None,
 ) -> SlimPlan:
     """Choose the channels that stay, so that the slim network just meets the target.
@@ -75,6 +75,7 @@ def plan(
             sum of scores within the bounds, by integer programming; ``"greedy"`` the same step by step (a control).
         per: Divide scores by what a channel of its group costs: ``"macs"``, ``"padded_macs"`` or ``"latency"`` it saves
             in the dense network, or as given, a mapping or function of groups; ``"channel"`` leaves them (CURL).
+            ``"auto"`` is ``"macs"`` for scores by ``kl`` that are ranked globally to reach MACs, else ``"channel"``.
         costs: The network's cost model, if the caller has one.
 
     Raises: TargetError for a target that means nothing; BudgetError for one that cannot be reached, with what stands
@@ -86,6 +87,7 @@ def plan(
     if not (_is_number(floor) and 0 <= floor < 1):
         raise TargetError(f"floor = {floor!r}: want a share in [0, 1)")
     allocation = allocation if global_pruning else "uniform"
+    per = resolve_per(per, scores.criterion, allocation, target)
     step = resolve_round_to(round_to)
     costs = costs or CostModel(traced, coupling)
     units = make_units(coupling, priced(scores, per, costs, coupling))

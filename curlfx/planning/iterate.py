@@ -16,7 +16,7 @@ from curlfx.labels.compact import Bools
 from curlfx.passes.pipeline import run
 from curlfx.passes.slim import Slim
 from curlfx.planning.choose import HALF, frozen_names, plan
-from curlfx.planning.price import Per, name_of, priced
+from curlfx.planning.price import Per, name_of, priced, resolve_per
 from curlfx.planning.slim_plan import SlimPlan
 from curlfx.planning.target import MEASURED, Amount, Target, parse_targets
 from curlfx.planning.units import Ints
@@ -33,7 +33,7 @@ def prune_iteratively(
     target: Mapping[str, Amount] = HALF,
     steps: int = 2,
     *,
-    per: Per = "channel",
+    per: Per = "auto",
     **options: Any,
 ) -> SlimPlan:
     """One plan for the dense network, made in steps: plan, slim, score the slim network again, and so on.
@@ -58,13 +58,16 @@ def prune_iteratively(
         raise TargetError(f"steps = {steps!r}: want a whole number of at least 1")
     costs = options.pop("costs", None) or CostModel(traced, coupling)
     targets = parse_targets(target, costs.dense)
-    scores = priced(score(traced, coupling), per, costs, coupling)
+    scores = score(traced, coupling)
+    allocation = options.get("allocation", "global") if options.get("global_pruning", True) else "uniform"
+    per = resolve_per(per, scores.criterion, allocation, target)
+    scores = priced(scores, per, costs, coupling)
     bounds = [*(_amounts(targets, number, steps) for number in range(1, steps)), target]
-    found = plan(traced, coupling, scores, bounds[0], costs=costs, **options)
+    found = plan(traced, coupling, scores, bounds[0], per="channel", costs=costs, **options)
     for number in range(2, steps + 1):
         if not all(_on_the_way(each, number, steps).met(found.after) for each in targets):
             scores = _of_what_is_left(coupling, found.keep, _scored(traced, coupling, found.keep, score, per))
-            found = plan(traced, coupling, scores, bounds[number - 1], costs=costs, **options)
+            found = plan(traced, coupling, scores, bounds[number - 1], per="channel", costs=costs, **options)
     return found.model_copy(update={"target": dict(target), "per": name_of(per)})
 
 

@@ -229,7 +229,7 @@ class RunConfig(Section):
         floor: Share of every group that always stays.
         round_to: Kept widths are multiples of this; ``auto`` goes by the network and the runtime.
         per: Scores are divided by what a channel costs: nothing (``channel``), its ``macs``, ``padded_macs`` or, where
-            a latency is the target, ``latency``.
+            a latency is the target, ``latency``; ``auto`` takes ``macs`` for ``kl`` ranked globally to reach MACs.
         latency_probes: Narrow networks that are measured to know what widths cost in milliseconds.
         iterative_steps: Channels go in so many equal steps, scored again before each.
         absorb_bias: Biases take over what removed channels would still emit: ``none``, ``exact`` or ``mean``.
@@ -260,7 +260,7 @@ class RunConfig(Section):
     allocation: Allocation | None = None
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.3
     round_to: Count | Literal["auto"] = "auto"
-    per: Priced = "channel"
+    per: Priced | Literal["auto"] = "auto"
     latency_probes: Count = 24
     iterative_steps: Count = 1
     absorb_bias: Absorb = "none"

@@ -105,7 +105,7 @@ def make_plan(
 
 def plan_options(config: RunConfig) -> dict[str, Any]:
     """What `curlfx.planning.plan` takes beside a target."""
-    timed = config.target.latency_ms is not None and config.per == "channel"
+    timed = config.target.latency_ms is not None and config.per in ("auto", "channel")
     allocation = config.allocation or ("knapsack" if timed else "global")
     return {"round_to": config.round_to, "allocation": allocation, "floor": config.floor, "per": config.per}
 

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-PROGRAMS = ["accuracy.py", "compile_time.py", "coverage.py", "fuzz.py", "kl_scoring.py", "limited_data.py", "rivals.py"]
+PROGRAMS = [
+    "accuracy.py",
+    "compile_time.py",
+    "coverage.py",
+    "fuzz.py",
+    "kl_scoring.py",
+    "latency.py",
+    "limited_data.py",
+    "rivals.py",
+]
 PROGRAMS += ["export_quality.py", "scaling.py"]
 
 
