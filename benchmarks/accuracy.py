@@ -3,7 +3,8 @@ r"""Accuracy at a budget: criteria and controls side by side, with the same reco
 Every arm slims the same pretrained network to the same MACs and recovers it with the same images, epochs and learning
 rate; only the choice of channels differs. "uniform" gives every group the same share of channels, ranked by magnitude;
 "-per-macs" divides scores by the MACs of a channel, "-knapsack" keeps the largest sum of scores; "-inner" lets only
-channels inside residual blocks go, as Torch-Pruning ("tp-") can with shortcuts that pad channels. A row that is on record is not measured again.
+channels inside residual blocks go, as Torch-Pruning ("tp-") can with shortcuts that pad channels. A row that is on
+record is not measured again.
 
     python benchmarks/accuracy.py --data cifar10 --weights resnet20.safetensors --epochs 8 --seeds 0,1
     python benchmarks/accuracy.py --data cifar10 --model benchmarks/cifar_networks.py:resnet18 --targets 50%,30% \
