@@ -89,7 +89,7 @@ class Knapsack:
     def solve(self, start: Ints) -> Solution:
         """The best widths that can be reached from ``start`` ``(G,)``, which meets the bounds."""
         best, loss, gap, reach, rounds = start, self.loss(start), 0.0, 1.0, 0
-        while rounds < ROUNDS and reach * int(self.units.sizes.max(initial=1)) >= 1:
+        while rounds < ROUNDS and reach * int(self.units.sizes.max(initial=0)) >= 1:
             rounds += 1
             found = self._improved(best, loss, reach)
             if found is None:
@@ -152,10 +152,10 @@ def _widths(size: int, cap: int, step: int) -> Ints:
 
 def _losses(units: Units) -> list[Floats]:
     """Of every group the sum of the scores of its first 0, 1, 2, … units, all channels of a unit counted."""
-    bounds = np.cumsum(units.sizes)[:-1]
+    own = np.split(units.score, np.cumsum(units.sizes))[:-1]  # behind the last group is nothing
     return [
         np.concatenate([[0.0], np.cumsum(scores)]) * blocks
-        for scores, blocks in zip(np.split(units.score, bounds), units.blocks.tolist(), strict=True)
+        for scores, blocks in zip(own, units.blocks.tolist(), strict=True)
     ]
 
 

@@ -75,7 +75,7 @@ def test_a_dear_group_gives_more(subject: Subject) -> None:
     ("per", "match"),
     [
         ("latency", "per = 'latency': this needs a latency table of the network"),
-        ("mac", "per = 'mac': want 'channel', 'macs', 'padded_macs', a mapping or a function"),
+        ("mac", "per = 'mac': want 'channel', 'macs', 'padded_macs', 'latency', a mapping or a function"),
         ({"0.weight": 1, "4.weight": 1}, "per: lacks group '2.weight'"),
         ({"0.weight": 1, "2.weight": -1, "4.weight": 1}, r"per\['2.weight'\] = -1: want the cost of one channel"),
         (lambda group: float("nan"), r"per\['0.weight'\] = nan"),
