@@ -20,6 +20,7 @@ from curlfx.deploy.profile import NodeTime
 from curlfx.errors import PlanError
 from curlfx.files import write_bytes
 from curlfx.graph import TracedModel
+from curlfx.planning import Fingerprint
 
 VERSION = 1
 CONVOLUTIONS = frozenset({"Conv", "FusedConv", "ConvTranspose", "ConvInteger", "QLinearConv"})
@@ -42,9 +43,14 @@ class Sample:
     nodes: tuple[NodeTime, ...]
 
     def scaled(self) -> tuple[NodeTime, ...]:
-        """The nodes with times that add up to the latency of a call: a profile tells shares, and takes time itself."""
-        factor = self.milliseconds / max(sum(node.milliseconds for node in self.nodes), 1e-9)
-        return tuple(replace(node, milliseconds=node.milliseconds * factor) for node in self.nodes)
+        """The nodes with times that add up to the latency of a call: a profile tells shares, and takes time itself.
+
+        Where every node is too quick for the profile's clock, all have the same share.
+        """
+        times = np.array([node.milliseconds for node in self.nodes])
+        shares = times / times.sum() if times.any() else np.full(times.size, 1 / max(times.size, 1))
+        found = (self.milliseconds * shares).tolist()
+        return tuple(replace(node, milliseconds=time) for node, time in zip(self.nodes, found, strict=True))
 
 
 @dataclass
@@ -52,7 +58,7 @@ class LatencyTable:
     """Samples of one network on one runtime; the first one is the dense network.
 
     Attributes:
-        about: What they hold for: network, shapes, runtime, machine.
+        about: What they hold for: network (its fingerprint's hash, where it is known), runtime, machine.
         samples: In the order in which they were measured.
     """
 
@@ -68,7 +74,7 @@ class LatencyTable:
 
     def model(self, traced: TracedModel, coupling: Coupling) -> LatencyModel:
         """Latency of the network for any keep set. Raises: PlanError when too little was measured."""
-        self._check(coupling)
+        self._check(traced, coupling)
         return LatencyModel.fit(Quantities.of(traced, coupling), *self._measurements())
 
     def costs(self, traced: TracedModel, coupling: Coupling) -> CostModel:
@@ -80,7 +86,7 @@ class LatencyTable:
 
         Raises: PlanError when too little was measured.
         """
-        self._check(coupling)
+        self._check(traced, coupling)
         return LatencyModel.cross_validate(Quantities.of(traced, coupling), *self._measurements())
 
     def prediction_error(self, traced: TracedModel, coupling: Coupling) -> PredictionError:
@@ -99,11 +105,11 @@ class LatencyTable:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found["version"] != VERSION:
                 raise ValueError(f"version {found['version']}, want {VERSION}")
-            return cls(found["about"], [_sample(one) for one in found["samples"]])
+            return cls(dict(found["about"]), [_sample(one) for one in found["samples"]])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PlanError(f"{path}: no latency table, or a damaged one ({error}); measure it again") from error
 
-    def _check(self, coupling: Coupling) -> None:
+    def _check(self, traced: TracedModel, coupling: Coupling) -> None:
         if len(self.samples) < FEWEST:
             raise PlanError(f"latency table: {len(self.samples)} networks were measured; want {FEWEST} or more")
         if self.samples[0].alive.shape != (coupling.total + 1,):
@@ -111,6 +117,8 @@ class LatencyTable:
                 f"latency table: it is of a network with {self.samples[0].alive.size - 1} channels, this one has "
                 f"{coupling.total}; measure it again"
             )
+        if self.about.get("network") not in (None, Fingerprint.of(traced, coupling).sha256):
+            raise PlanError("latency table: it is of another network (or of other input sizes); measure it again")
 
     def _measurements(self) -> tuple[list[Alive], list[NodeSamples]]:
         return [sample.alive for sample in self.samples], _aligned([sample.scaled() for sample in self.samples])
@@ -184,9 +192,11 @@ def _json(table: LatencyTable) -> dict[str, Any]:
 
 
 def _sample(found: Mapping[str, Any]) -> Sample:
-    bits = np.frombuffer(base64.b64decode(found["alive"]), np.uint8)
+    bits, count = np.frombuffer(base64.b64decode(found["alive"], validate=True), np.uint8), found["channels"] + 1
+    if bits.size != -(-count // 8):
+        raise ValueError(f"{8 * bits.size} bits for {count} channels")
     nodes = tuple(
         NodeTime(name, kind, provider, float(ms), None if out is None else tuple(out), tuple(map(tuple, shapes)))
         for name, kind, provider, ms, out, shapes in found["nodes"]
     )
-    return Sample(np.unpackbits(bits, count=found["channels"] + 1).astype(bool), float(found["milliseconds"]), nodes)
+    return Sample(np.unpackbits(bits, count=count).astype(bool), float(found["milliseconds"]), nodes)

@@ -10,7 +10,7 @@ from curlfx.cost import CostModel
 from curlfx.coupling import Coupling
 from curlfx.deploy.latency_table import LatencyTable
 from curlfx.deploy.measure import Stopwatch, TableSettings
-from curlfx.errors import BudgetError, TargetError
+from curlfx.errors import BudgetError, PlanError, TargetError
 from curlfx.graph import TracedModel
 from curlfx.importance.scores import Scores
 from curlfx.planning import SlimPlan
@@ -21,6 +21,7 @@ from curlfx.progress import Progress, StepEvent, StepTimer
 TOLERANCE = 0.03
 OVER = 0.01  # how far above the target a measured latency may be to end the search
 ROUNDS = 6
+PLACE = ("provider", "threads", "batch_size")  # what of its settings a latency depends on
 
 
 @dataclass(frozen=True)
@@ -81,23 +82,21 @@ def plan_for_latency(
         scores: What each channel is worth.
         target: ``latency_ms``, alone or with others, as for `curlfx.plan`.
         table: Of `curlfx.measure_latency`; gets a sample for every attempt.
-        settings: Those that the table was measured with.
+        settings: Those that the table was measured with; None takes them from it.
         options: Of `curlfx.plan`; ``allocation`` is ``"knapsack"`` unless given, and ``"global"`` with ``per``.
 
-    Raises: as `curlfx.plan`; TargetError when ``latency_ms`` is no target.
+    Raises: as `curlfx.plan`; TargetError when ``latency_ms`` is no target; PlanError when the table was measured with
+        other settings.
     """
     if "latency_ms" not in target:
         raise TargetError(f"target = {dict(target)!r}: want latency_ms among them, like {{'latency_ms': '50%'}}")
-    weighed = options.get("per", "auto") in (
-        "auto",
-        "channel",
-    )  # else scores are divided by costs, which a knapsack weighs
+    weighed = options.get("per", "auto") in ("auto", "channel")  # else scores are divided by what a knapsack weighs
     options = {"allocation": "knapsack" if weighed else "global", **options}
-    costs = table.costs(traced, coupling)
+    settings, costs = _settings(table, settings), table.costs(traced, coupling)
     limit_ms = _limit(target, costs, table.dense_ms)
     attempts: list[Attempt] = []
     timer, factor = StepTimer(ROUNDS), 1.0
-    with Stopwatch(traced, coupling, settings or TableSettings()) as stopwatch:
+    with Stopwatch(traced, coupling, settings) as stopwatch:
         while len(attempts) < ROUNDS:
             bounds = {**target, "latency_ms": min(limit_ms / factor, costs.dense.latency_ms or limit_ms)}
             try:
@@ -128,6 +127,20 @@ def plan_for_latency(
         met=best.measured_ms <= (1 + TOLERANCE) * limit_ms,
         attempts=tuple(attempts),
     )
+
+
+def _settings(table: LatencyTable, given: TableSettings | None) -> TableSettings:
+    """What plans are measured with: the same as the table. Raises: PlanError."""
+    known = {name: table.about[name] for name in PLACE if name in table.about}
+    if given is None:
+        return TableSettings(**known)
+    for name, value in known.items():
+        if getattr(given, name) != value:
+            raise PlanError(
+                f"settings: {name} = {getattr(given, name)!r}, the latency table was measured with {value!r}; "
+                "give the settings of the table, or measure another"
+            )
+    return given
 
 
 def _distance(ratio: float) -> tuple[bool, float]:

@@ -10,22 +10,32 @@ from curlfx.planning.units import kept_positions, make_units
 
 Keep = dict[str, tuple[int, ...]]
 LEAST, SPREAD = 0.3, 0.35  # kept share of the narrowest network, and how far a group may be from its network's share
+TRIES = 20  # draws of a network until it is one that is not there yet
 
 
 def random_widths(coupling: Coupling, count: int, *, round_to: int, seed: int) -> list[Keep]:
     """Keep sets of random widths for a network, from nearly whole to a tenth of its MACs.
 
     Widths are multiples of ``round_to`` as those of a plan are. The first channels of a group stay, those of each of
-    its blocks.
+    its blocks. None of them is whole or comes twice, as far as the widths of the network allow.
     """
     firsts = Scores("first", {group.id: -np.arange(group.width, dtype=np.float64) for group in coupling.groups})
     units = make_units(coupling, firsts)
     generator = np.random.default_rng(seed)
     levels = generator.permutation(np.linspace(LEAST, 1.0, count))
-    found = []
     steps = units.steps(round_to)
-    for level in levels.tolist():
+
+    def drawn(level: float) -> Keep:
         shares = np.clip(level + generator.uniform(-SPREAD, SPREAD, units.sizes.size), 0.1, 1.0)
         wanted = np.minimum((units.sizes * (1 - shares)).astype(np.int64), units.sizes - 1)
-        found.append(kept_positions(coupling, units, units.rounded(wanted, steps)))
+        return kept_positions(coupling, units, units.rounded(wanted, steps))
+
+    found: list[Keep] = []
+    for level in levels.tolist():
+        keep = drawn(level)
+        for _ in range(TRIES):
+            if keep and keep not in found:
+                break
+            keep = drawn(level)
+        found.append(keep)
     return found

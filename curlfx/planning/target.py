@@ -20,7 +20,7 @@ QUANTITIES: Mapping[str, Callable[[Cost], Fraction]] = {
     "params": lambda cost: Fraction(cost.params),
     "padded_macs": lambda cost: Fraction(cost.padded_macs),
     "size_mb": lambda cost: Fraction(cost.size_bytes, 10**6),
-    "latency_ms": lambda cost: Fraction(cost.latency_ms or 0.0),
+    "latency_ms": lambda cost: Fraction(repr(float(cost.latency_ms or 0.0))),  # in decimals, as amounts are read
 }
 """What can be a target, and its value in the unit of its name (MB is a million bytes)."""
 MEASURED = ("size_mb", "latency_ms")

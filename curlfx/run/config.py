@@ -10,12 +10,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from curlfx.cost import Cost
 from curlfx.errors import ConfigError
 from curlfx.planning.apply import Absorb
-from curlfx.planning.choose import Allocation
+from curlfx.planning.choose import SOLVERS, Allocation
 from curlfx.planning.price import Priced
 from curlfx.planning.target import Amount, parse_targets
 from curlfx.recovery.recipes import RECIPES, Recipe
@@ -261,7 +261,7 @@ class RunConfig(Section):
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.3
     round_to: Count | Literal["auto"] = "auto"
     per: Priced | Literal["auto"] = "auto"
-    latency_probes: Count = 24
+    latency_probes: Annotated[int, Field(ge=3)] = 24
     iterative_steps: Count = 1
     absorb_bias: Absorb = "none"
     ignored_layers: Annotated[tuple[str, ...], Field(description="a list of names, like [fc, layer4.*]")] = ()
@@ -275,14 +275,25 @@ class RunConfig(Section):
     def _names(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _latency(self) -> Self:
-        timed = self.target.latency_ms is not None
-        if self.per == "latency" and not timed:
-            raise ValueError("per=latency needs a latency that was measured: give target.latency_ms too")
-        if timed and self.iterative_steps > 1:
-            raise ValueError("iterative_steps: a latency is met by measuring, in one step; leave it out")
-        return self
+    @field_validator("per")
+    @classmethod
+    def _priced(cls, value: str, others: ValidationInfo) -> str:
+        target, allocation = others.data.get("target"), others.data.get("allocation")
+        if value == "latency" and target is not None and target.latency_ms is None:
+            raise ValueError("needs a latency that is measured: give target.latency_ms too")
+        if value not in ("auto", "channel") and allocation in SOLVERS:
+            raise ValueError(f"allocation={allocation} weighs costs itself; leave one of the two out")
+        return value
+
+    @field_validator("iterative_steps")
+    @classmethod
+    def _in_steps(cls, value: int, others: ValidationInfo) -> int:
+        target, allocation = others.data.get("target"), others.data.get("allocation")
+        if value > 1 and target is not None and target.latency_ms is not None:
+            raise ValueError("a latency is met by measuring, in one step; leave it out")
+        if value > 1 and allocation in SOLVERS:
+            raise ValueError(f"allocation={allocation} chooses all widths in one step; leave one of the two out")
+        return value
 
     @property
     def weights_file(self) -> Path:

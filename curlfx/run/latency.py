@@ -14,8 +14,9 @@ from curlfx.run.subject import plan_options
 def plan_measured(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
     """The plan, and what was measured on the way, as the result of the stage has it.
 
-    The table is kept in the run directory, so that a killed run goes on where it was.
-    Raises: BudgetError when no plan meets the target.
+    The table is kept in the run directory, so that a killed run goes on where it was. A plan that was measured above
+    the target is taken all the same, and the log says so.
+    Raises: BudgetError when no plan meets the target by the table.
     """
     config = job.config
     settings = TableSettings(

@@ -1,5 +1,7 @@
 """Latency from times of nodes that are known sums of sizes."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ Subject = tuple[TracedModel, Coupling, list[Alive]]
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    layers = [nn.Conv2d(a, b, 3, padding=1) for a, b in zip(WIDTHS, WIDTHS[1:], strict=False)]
+    layers = [nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(WIDTHS)]
     traced = trace(nn.Sequential(*layers), (torch.randn(2, 3, 8, 8),))
     coupling = couple(traced)
     probes = random_widths(coupling, 24, round_to=1, seed=0)
@@ -36,10 +38,10 @@ def padded(channels: int) -> int:
 
 
 def times(coupling: Coupling, alive: Alive) -> Floats:
-    """Milliseconds of every convolution, by hand: a constant, and by what it reads, writes, multiplies, in blocks too."""
+    """Milliseconds of every convolution, by hand: a constant, what it reads and writes, its multiply-adds in blocks."""
     found = []
     own = widths(coupling, alive)
-    for layer, (read, written) in enumerate(zip(own, own[1:], strict=False)):
+    for layer, (read, written) in enumerate(pairwise(own)):
         work = padded(read) * padded(written) / 1000
         found.append(0.05 + 0.01 * layer + 0.002 * read + 0.003 * written + work * (1 + layer))
     return np.array(found)
@@ -50,7 +52,7 @@ def samples(coupling: Coupling, alive: list[Alive]) -> list[NodeSamples]:
     own = np.array([widths(coupling, each) for each in alive], float).T
     return [
         NodeSamples(f"conv{layer}", "Conv", 64 * np.stack([written, read, read * written * 9]), taken[layer])
-        for layer, (read, written) in enumerate(zip(own, own[1:], strict=False))
+        for layer, (read, written) in enumerate(pairwise(own))
     ]
 
 

@@ -1,5 +1,7 @@
 """Sizes as shares of the dense network's, against networks that are really slimmed."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -53,7 +55,7 @@ def test_shares_are_those_of_slim_networks(name: str) -> None:
 
 def chain(*widths: int) -> tuple[TracedModel, Coupling]:
     sizes = [3, *widths, 5]
-    layers = [nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False)]
+    layers = [nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(sizes)]
     traced = trace(nn.Sequential(*layers), (torch.randn(2, 3, 4, 4),))
     return traced, couple(traced)
 

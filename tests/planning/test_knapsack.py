@@ -180,7 +180,7 @@ def test_steps_take_what_loses_least_for_what_it_saves() -> None:
 def test_what_has_no_sum_is_refused(allocation: str) -> None:
     traced, coupling, scores = additive(0)
     options = {"target": {"macs": "50%"}, "round_to": 1, "allocation": allocation}
-    for per in ("macs", "padded_macs", {group: 1.0 for group in FREE}):
+    for per in ("macs", "padded_macs", dict.fromkeys(FREE, 1.0)):
         with pytest.raises(PlanError, match="a knapsack weighs costs itself; leave it out, or allocation='global'"):
             plan(traced, coupling, scores, per=per, **options)  # type: ignore[arg-type]
     below = Scores("given", {group: values - 0.5 for group, values in scores.values.items()})
@@ -215,7 +215,11 @@ def test_an_easy_target_removes_nothing(allocation: str, frozen: tuple[str, ...]
     traced = trace(net, (torch.randn(2, 3, 4, 4),))
     coupling = couple(traced, frozen=frozen)
     found = plan(
-        traced, coupling, score(traced, coupling, "random"), {"macs": "100%"}, allocation=allocation  # type: ignore[arg-type]
+        traced,
+        coupling,
+        score(traced, coupling, "random"),
+        {"macs": "100%"},
+        allocation=allocation,  # type: ignore[arg-type]
     )
     assert found.keep == {}
     assert found.after == found.before

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from curlfx.errors import PlanError
 from curlfx.graph import TracedModel, trace
 from curlfx.importance import Scores, score
 from curlfx.planning import plan
-from curlfx.planning.price import priced
+from curlfx.planning.price import priced, resolve_per
 
 Subject = tuple[TracedModel, Coupling, Scores]
 
@@ -93,3 +94,43 @@ def test_scores_below_zero_have_no_price(subject: Subject) -> None:
     below = Scores("own", {group: values - 0.5 for group, values in scores.values.items()})
     with pytest.raises(PlanError, match="numbers below 0: cost can only divide scores of at least 0"):
         plan(traced, coupling, below, per="macs")
+
+
+@pytest.mark.parametrize(
+    ("criterion", "allocation", "target", "want"),
+    [
+        *((criterion, "global", {"macs": "50%"}, "macs") for criterion in ("kl", "kl-exact", "kl-fast")),
+        ("kl", "global", {"padded_macs": "50%", "params": "50%"}, "macs"),
+        ("kl", "global", {"params": "50%"}, "channel"),
+        ("kl", "uniform", {"macs": "50%"}, "channel"),
+        ("kl", "knapsack", {"macs": "50%"}, "channel"),
+        ("taylor", "global", {"macs": "50%"}, "channel"),
+        ("klondike", "global", {"macs": "50%"}, "channel"),
+    ],
+)
+def test_auto(criterion: str, allocation: str, target: dict[str, int | float | str], want: str) -> None:
+    assert resolve_per("auto", criterion, allocation, target) == want
+    assert resolve_per("latency", criterion, allocation, target) == "latency"
+
+
+class Latency:
+    """A millisecond, and one for every 8 channels of a group."""
+
+    def __init__(self, group: Group) -> None:
+        self.channels = group.channels
+
+    def predict(self, alive: npt.NDArray[np.bool_]) -> float:
+        return 1.0 + -(-int(alive[self.channels].sum()) // 8)
+
+
+def test_latency_by_hand(subject: Subject) -> None:
+    """The other groups take no time, and count like this one."""
+    traced, coupling, scores = subject
+    wide = next(group for group in coupling.groups if group.width == 24)
+    costs = CostModel(traced, coupling, latency=Latency(wide))  # type: ignore[arg-type]
+    found = priced(scores, "latency", costs, coupling)
+    for group in coupling.groups:  # 24 channels take 3, one takes 1
+        np.testing.assert_allclose(found.values[group.id], scores.values[group.id] * 23 / 2, rtol=1e-15)
+    made = plan(traced, coupling, scores, {"latency_ms": "75%"}, round_to=1, per="latency", costs=costs)
+    assert (made.per, made.before.latency_ms, made.after.latency_ms) == ("latency", 4.0, 3.0)
+    assert made.widths[wide.id] == 16

@@ -67,6 +67,24 @@ def test_the_seed_decides(subject: tuple[TracedModel, Coupling]) -> None:
     assert len(random_widths(coupling, 1, round_to=8, seed=3)) == 1
 
 
+def test_none_comes_twice_where_others_are_left() -> None:
+    """Of one group of 16 there are 15 narrower widths; of two widths there is one."""
+    traced = trace(nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 5, 1)), (torch.randn(2, 3, 4, 4),))
+    coupling = couple(traced)
+    for seed in range(5):
+        found = [tuple(keep.items()) for keep in random_widths(coupling, 8, round_to=1, seed=seed)]
+        assert len({*found}) == 8
+        assert () not in found
+    halves = random_widths(coupling, 5, round_to=16, seed=0)
+    assert {"0.weight": tuple(range(8))} in halves
+    assert len(halves) == 5
+
+
+def test_nothing_can_go() -> None:
+    traced = trace(nn.Sequential(nn.Conv2d(3, 16, 1)), (torch.randn(2, 3, 4, 4),))
+    assert random_widths(couple(traced), 3, round_to=8, seed=0) == [{}] * 3
+
+
 @pytest.mark.parametrize("name", ["grouped_conv", "attention_fused", "shuffle_v1", "group_norm"])
 def test_blocks_stay_equal(name: str) -> None:
     case = FIXTURES[name]

@@ -8,6 +8,7 @@ import pytest
 from curlfx.errors import ConfigError, UsageError
 from curlfx.run.config import RunConfig
 from curlfx.run.settings import FIELDS, load_config, make_config, wanted
+from curlfx.run.subject import plan_options
 
 
 def test_defaults_are_the_digits_job() -> None:
@@ -37,6 +38,9 @@ def test_overrides_stand_above_the_file(tmp_path: Path) -> None:
         ("round_to=0", "round_to = 0: want a whole number >= 1, or 'auto'"),
         ("seed=x", "seed = x: want a whole number >= 0"),
         ("allocation=all", "allocation = all: want 'global' or 'uniform'"),
+        ("allocation=all", "or 'knapsack' or 'greedy'"),
+        ("latency_probes=2", "latency_probes = 2: want a whole number >= 3"),
+        ("per=latency", "per = latency: needs a latency that is measured: give target.latency_ms too"),
         ("device=gpu", "device = gpu: want auto, cpu, cuda or cuda:1"),
         ("name=a/b", "name = a/b: want letters, digits, '.', '_' and '-'"),
         ("noequal", "'noequal': want key=value, like target.macs=50%"),
@@ -49,6 +53,34 @@ def test_fault_names_key_value_and_range(override: str, message: str) -> None:
         load_config(None, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["target.latency_ms=60%", "iterative_steps=2"], "iterative_steps = 2: a latency is met by measuring, in one"),
+        (
+            ["allocation=knapsack", "iterative_steps=2"],
+            "iterative_steps = 2: allocation=knapsack chooses all widths in",
+        ),
+        (["allocation=greedy", "per=macs"], "per = macs: allocation=greedy weighs costs itself"),
+        (["allocation=knapsack", "per=latency", "target.latency_ms=60%"], "per = latency: allocation=knapsack weighs"),
+        (["target.macs=0.5", "per=latency"], "per = latency: needs a latency that is measured"),
+    ],
+)
+def test_what_does_not_go_together(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, overrides)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_latency_and_its_allocation() -> None:
+    config = load_config(None, ["target.latency_ms=4.5", "target.params=60%", "latency_probes=3", "per=latency"])
+    assert config.target.as_mapping() == {"latency_ms": 4.5, "params": "60%"}
+    assert plan_options(config)["allocation"] == "global"  # scores per cost are ranked
+    assert plan_options(load_config(None, ["target.latency_ms=50%"]))["allocation"] == "knapsack"
+    assert plan_options(load_config(None, ["target.latency_ms=50%", "allocation=uniform"]))["allocation"] == "uniform"
+    assert plan_options(load_config())["allocation"] == "global"
 
 
 @pytest.mark.parametrize("amount", ["0%", "101%", "150%", "-5%", "0", "-3", "half", "nan", "''", "[1]", "{}"])
