@@ -107,7 +107,7 @@ def plan(
     """
     from curlfx.cli.widths import parsed_widths
     from curlfx.planning import plan as make_plan
-    from curlfx.planning import plan_from_widths
+    from curlfx.planning import plan_from_widths, resolve_round_to
     from curlfx.report.layers import group_rows
 
     given = parsed_widths(widths, width or [])
@@ -125,7 +125,7 @@ def plan(
     if given or ranking is None:
         found = plan_from_widths(traced, coupling, ranking, given)
     else:
-        step: int | Literal["auto"] = "auto" if round_to == "auto" else _whole(round_to)
+        step = resolve_round_to("auto" if round_to == "auto" else _whole(round_to), provider)
         options: dict[str, Any] = {"round_to": step, "floor": floor, "per": per}
         options |= {} if allocation is None else {"allocation": allocation}
         if "latency_ms" in targets:

@@ -156,11 +156,14 @@ def plan_from_widths(
     )
 
 
-def resolve_round_to(round_to: int | Literal["auto"]) -> int:
+def resolve_round_to(round_to: int | Literal["auto"], provider: str = "cpu") -> int:
     """The number behind ``round_to``: ``"auto"`` is the floats in a vector register of this CPU, at least 8.
 
-    Raises: TargetError for anything but ``"auto"`` and whole numbers from 1 to 65536.
+    For another provider of onnxruntime than the CPU it is 8, which tensor cores take in half precision (8-bit ones want
+    32: give that number). Raises: TargetError for anything but ``"auto"`` and whole numbers from 1 to 65536.
     """
+    if round_to == "auto" and not provider.lower().startswith("cpu"):
+        return 8
     if round_to == "auto":
         return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability().upper() else 8
     if not (_is_number(round_to) and 1 <= round_to <= _LARGEST_STEP and int(round_to) == round_to):

@@ -15,7 +15,7 @@ from curlfx.deploy.session import check_runtime
 from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel
 from curlfx.importance import check_criterion, score
-from curlfx.planning import SlimPlan, prune_iteratively
+from curlfx.planning import SlimPlan, prune_iteratively, resolve_round_to
 from curlfx.planning.iterate import ScoreFunction
 from curlfx.planning.target import Amount
 from curlfx.recovery.hardware import choose_device
@@ -107,7 +107,8 @@ def plan_options(config: RunConfig) -> dict[str, Any]:
     """What `curlfx.planning.plan` takes beside a target."""
     timed = config.target.latency_ms is not None and config.per in ("auto", "channel")
     allocation = config.allocation or ("knapsack" if timed else "global")
-    return {"round_to": config.round_to, "allocation": allocation, "floor": config.floor, "per": config.per}
+    step = resolve_round_to(config.round_to, config.bench.provider)
+    return {"round_to": step, "allocation": allocation, "floor": config.floor, "per": config.per}
 
 
 def proxy_batches(data: DataSource, count: int, seed: int) -> tuple[Tensor, ...]:

@@ -300,6 +300,9 @@ def test_auto_rounding_goes_by_the_vector_length(monkeypatch: pytest.MonkeyPatch
     for capability, want in (("AVX512", 16), ("AVX2", 8), ("DEFAULT", 8), ("NO AVX", 8)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
         assert resolve_round_to("auto") == want
+        assert resolve_round_to("auto", "cuda") == 8
+        assert resolve_round_to("auto", "CPUExecutionProvider") == want
+        assert resolve_round_to(32, "cuda") == 32
 
 
 def test_widths_as_given() -> None:
