@@ -174,6 +174,28 @@ def test_steps_take_what_loses_least_for_what_it_saves() -> None:
     third = plan(traced, coupling, scores, {"macs": 20}, round_to=1, floor=0.0, allocation="knapsack")
     assert third.keep == {"1.weight": (0, 2)}
     assert (second.provenance["rounds"], "gap" in second.provenance) == (2, False)
+    dearer = Scores("given", {**scores.values, "0.weight": np.array([2.0, 9.0])})
+    last = plan(traced, coupling, dearer, {"macs": 21}, round_to=1, floor=0.0, allocation="greedy")
+    assert last.keep == {"1.weight": (0, 2)}
+
+
+@pytest.mark.parametrize("target", [{"macs": 0.5}, {"macs": 0.6, "params": 0.3}, {"padded_macs": 0.4}])
+def test_a_bad_start_is_left(target: dict[str, float]) -> None:
+    """From as little as can be left, where everything that comes back costs more than it seems to, layer by layer."""
+    sizes = [3, 24, 48, 32, 40, 5]
+    layers = [nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(sizes)]
+    traced = trace(nn.Sequential(*layers), (torch.randn(2, 3, 8, 8),))
+    coupling = couple(traced)
+    scores = score(traced, coupling, "random", seed=4)
+    units, costs = make_units(coupling, scores), CostModel(traced, coupling)
+    caps = units.sizes - 1
+    problem = Knapsack(units, costs, parse_targets(target, costs.dense), caps, np.ones_like(caps))
+    found = problem.solve(caps)
+    assert (problem.values(found.removed) <= problem.limits).all()
+    assert found.loss == problem.loss(found.removed)
+    best = plan(traced, coupling, scores, target, round_to=1, floor=0.0, allocation="knapsack", costs=costs)
+    assert found.loss <= 1.03 * lost(scores, best)
+    assert found.loss < problem.loss(caps) / 2
 
 
 @pytest.mark.parametrize("allocation", NEW)
