@@ -86,7 +86,9 @@ class LatencyModel:
     def _fitted(cls, quantities: Quantities, shares: Floats, nodes: Sequence[NodeSamples]) -> LatencyModel:
         weights = np.zeros((len(nodes), *shares.shape[1:]))
         strange = 0.0
-        weight = np.nansum([node.milliseconds for node in nodes], axis=0)  # errors count relative to the network
+        weight = np.maximum(
+            np.nansum([node.milliseconds for node in nodes], axis=0), 1e-9
+        )  # errors count relative to the network
         for position, node in enumerate(nodes):
             features, known = _features(node, shares)
             strange += 0.0 if known else float(np.nan_to_num(node.milliseconds[0]))

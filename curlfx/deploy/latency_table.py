@@ -60,10 +60,12 @@ class LatencyTable:
     Attributes:
         about: What they hold for: network (its fingerprint's hash, where it is known), runtime, machine.
         samples: In the order in which they were measured.
+        complete: Whether all that was asked for is measured, and measured again where it did not fit.
     """
 
     about: Mapping[str, Any]
     samples: list[Sample] = field(default_factory=list)
+    complete: bool = False
 
     @property
     def dense_ms(self) -> float:
@@ -75,7 +77,7 @@ class LatencyTable:
     def model(self, traced: TracedModel, coupling: Coupling) -> LatencyModel:
         """Latency of the network for any keep set. Raises: PlanError when too little was measured."""
         self._check(traced, coupling)
-        return LatencyModel.fit(Quantities.of(traced, coupling), *self._measurements())
+        return LatencyModel.fit(self._quantities(traced, coupling), *self._measurements())
 
     def costs(self, traced: TracedModel, coupling: Coupling) -> CostModel:
         """A cost model that knows latency too. Raises: PlanError when too little was measured."""
@@ -87,7 +89,7 @@ class LatencyTable:
         Raises: PlanError when too little was measured.
         """
         self._check(traced, coupling)
-        return LatencyModel.cross_validate(Quantities.of(traced, coupling), *self._measurements())
+        return LatencyModel.cross_validate(self._quantities(traced, coupling), *self._measurements())
 
     def prediction_error(self, traced: TracedModel, coupling: Coupling) -> PredictionError:
         """How far off latencies of measured networks are when they are predicted from the others. Raises: PlanError."""
@@ -105,7 +107,7 @@ class LatencyTable:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found["version"] != VERSION:
                 raise ValueError(f"version {found['version']}, want {VERSION}")
-            return cls(dict(found["about"]), [_sample(one) for one in found["samples"]])
+            return cls(dict(found["about"]), [_sample(one) for one in found["samples"]], found["complete"] is True)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PlanError(f"{path}: no latency table, or a damaged one ({error}); measure it again") from error
 
@@ -119,6 +121,9 @@ class LatencyTable:
             )
         if self.about.get("network") not in (None, Fingerprint.of(traced, coupling).sha256):
             raise PlanError("latency table: it is of another network (or of other input sizes); measure it again")
+
+    def _quantities(self, traced: TracedModel, coupling: Coupling) -> Quantities:
+        return Quantities.of(traced, coupling, block=int(self.about.get("block", 16)))
 
     def _measurements(self) -> tuple[list[Alive], list[NodeSamples]]:
         return [sample.alive for sample in self.samples], _aligned([sample.scaled() for sample in self.samples])
@@ -176,6 +181,7 @@ def _matched(first: Sequence[NodeTime], other: Sequence[NodeTime]) -> dict[int, 
 def _json(table: LatencyTable) -> dict[str, Any]:
     return {
         "about": dict(table.about),
+        "complete": table.complete,
         "samples": [
             {
                 "channels": sample.alive.size - 1,

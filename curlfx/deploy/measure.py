@@ -31,6 +31,7 @@ from curlfx.planning import Fingerprint, resolve_round_to
 from curlfx.planning.probes import random_widths
 from curlfx.progress import Progress, StepEvent, StepTimer
 
+METHOD = 1  # of measuring; tables of another are not taken
 ROUNDS = 12  # interleaved turns of one network and the dense one
 RUNS = (2, 30)  # timed calls in a turn
 PROFILED, UNDISTURBED = 8, 0.1  # fewest profiled runs, and the quantile of them that counts
@@ -60,8 +61,8 @@ class TableSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.probes < 1:
-            raise ConfigError(f"probes = {self.probes}: want 1 or more")
+        if self.probes < FEWEST - 1:
+            raise ConfigError(f"probes = {self.probes}: want {FEWEST - 1} or more")
 
 
 def measure_latency(
@@ -100,7 +101,7 @@ def measure_latency(
     step = resolve_round_to(chosen.round_to, chosen.provider)
     probes += random_widths(coupling, chosen.probes, round_to=step, seed=chosen.seed)
     left = probes[len(table.samples) :]
-    if not left:
+    if table.complete:
         return table
     timer = StepTimer(len(probes), done=len(table.samples))
     with Stopwatch(traced, coupling, chosen) as stopwatch:
@@ -112,14 +113,13 @@ def measure_latency(
                 seconds = timer.seconds_left(done)
                 progress.on_step(StepEvent("latency", 0, done, len(probes), seconds_left=seconds))
         _measure_odd_ones(table, stopwatch, probes)
+    table.complete = True
     table.save(path)
     return table
 
 
 def _measure_odd_ones(table: LatencyTable, stopwatch: Stopwatch, probes: Sequence[Keep]) -> None:
     """Measure again what the other networks predict badly: mostly another program ran just then."""
-    if len(table.samples) < FEWEST:
-        return
     errors = table.relative_errors(stopwatch.traced, stopwatch.coupling)
     for place in np.flatnonzero(np.abs(errors) > ODD).tolist():
         found = [table.samples[place], *(stopwatch.sample(probes[place], table.dense_ms) for _ in range(AGAIN))]
@@ -212,7 +212,10 @@ def _about(traced: TracedModel, coupling: Coupling, settings: TableSettings) -> 
     """Everything that times depend on; JSON values."""
     place = environment()
     return {
+        "method": METHOD,
         "network": Fingerprint.of(traced, coupling).sha256,
+        "dtypes": sorted({str(parameter.dtype) for parameter in traced.module.parameters()}),
+        "block": resolve_round_to("auto", settings.provider),
         "frozen": sorted({frozen.reason for frozen in coupling.frozen}),
         "provider": settings.provider,
         "threads": settings.threads,
@@ -220,7 +223,7 @@ def _about(traced: TracedModel, coupling: Coupling, settings: TableSettings) -> 
         "probes": settings.probes,
         "round_to": resolve_round_to(settings.round_to, settings.provider),
         "seed": settings.seed,
-        "onnxruntime": place["versions"]["onnxruntime"],
+        **{package: place["versions"][package] for package in ("curlfx", "torch", "onnxruntime")},
         "cpu": place["cpu"],
         "cpu_flags": place["cpu_flags"],
         "cores": place["cores"],

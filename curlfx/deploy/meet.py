@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from curlfx.cost import CostModel
@@ -150,6 +150,7 @@ def _distance(ratio: float) -> tuple[bool, float]:
 
 def _limit(target: Mapping[str, Amount], costs: CostModel, dense_ms: float) -> float:
     """The latency target in milliseconds, a share being one of the measured dense latency. Raises: TargetError."""
-    (latency,) = parse_targets({"latency_ms": target["latency_ms"]}, costs.dense)
+    dense = replace(costs.dense, latency_ms=max(dense_ms, costs.dense.latency_ms or 0.0))
+    (latency,) = parse_targets({"latency_ms": target["latency_ms"]}, dense)
     share = str(target["latency_ms"]).strip().endswith("%")
     return float(latency.limit / latency.dense) * dense_ms if share else float(latency.limit)

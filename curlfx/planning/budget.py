@@ -75,6 +75,10 @@ class Search:
         if not coupling.groups:
             reasons = "; ".join(dict.fromkeys(frozen.reason for frozen in coupling.frozen[:3])) or "it has no layers"
             return BudgetError(f"{name}: no channel of this network can go: {reasons}")
+        if target.quantity == "latency_ms":
+            return BudgetError(
+                f"{name}: the least is {target.percent(target.value(least)):.3g} %; {self._advice(target)}"
+            )
         dead = np.zeros_like(alive)
         dead[0] = True
         prices = self.costs.tensor_params if target.quantity in ("params", "size_mb") else self.costs.layer_macs

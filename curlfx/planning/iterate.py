@@ -15,7 +15,7 @@ from curlfx.importance.scores import Scores, Values
 from curlfx.labels.compact import Bools
 from curlfx.passes.pipeline import run
 from curlfx.passes.slim import Slim
-from curlfx.planning.choose import HALF, frozen_names, plan
+from curlfx.planning.choose import HALF, SOLVERS, frozen_names, plan
 from curlfx.planning.price import Per, name_of, priced, resolve_per
 from curlfx.planning.slim_plan import SlimPlan
 from curlfx.planning.target import MEASURED, Amount, Target, parse_targets
@@ -57,6 +57,9 @@ def prune_iteratively(
     if type(steps) is not int or steps < 1:
         raise TargetError(f"steps = {steps!r}: want a whole number of at least 1")
     costs = options.pop("costs", None) or CostModel(traced, coupling)
+    if steps == 1:
+        return plan(traced, coupling, score(traced, coupling), target, per=per, costs=costs, **options)
+    _check_steps(options.get("allocation"), per)
     targets = parse_targets(target, costs.dense)
     scores = score(traced, coupling)
     allocation = options.get("allocation", "global") if options.get("global_pruning", True) else "uniform"
@@ -69,6 +72,14 @@ def prune_iteratively(
             scores = _of_what_is_left(coupling, found.keep, _scored(traced, coupling, found.keep, score, per))
             found = plan(traced, coupling, scores, bounds[number - 1], per="channel", costs=costs, **options)
     return found.model_copy(update={"target": dict(target), "per": name_of(per)})
+
+
+def _check_steps(allocation: object, per: Per) -> None:
+    """Raises: PlanError for what can only be done in one step."""
+    if allocation in SOLVERS:
+        raise PlanError(f"allocation = {allocation!r} chooses all widths in one step; want steps=1")
+    if per == "latency":
+        raise PlanError("per = 'latency': the table is of the dense network alone; want steps=1, or per='padded_macs'")
 
 
 def _on_the_way(target: Target, number: int, steps: int) -> Target:

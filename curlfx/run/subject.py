@@ -16,6 +16,7 @@ from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel
 from curlfx.importance import check_criterion, score
 from curlfx.planning import SlimPlan, prune_iteratively, resolve_round_to
+from curlfx.planning.choose import SOLVERS
 from curlfx.planning.iterate import ScoreFunction
 from curlfx.planning.target import Amount
 from curlfx.recovery.hardware import choose_device
@@ -98,6 +99,8 @@ def make_plan(
     Raises: as `curlfx.planning.prune_iteratively`.
     """
     options = plan_options(config)
+    if costs is None and options["allocation"] in SOLVERS:  # only whether it can be reached is asked
+        options["allocation"] = "global"
     if options["per"] == "latency":  # without a table there is nothing to divide by
         options["per"] = "channel"
     return prune_iteratively(traced, coupling, scored, target, config.iterative_steps, **options, costs=costs)

@@ -15,7 +15,7 @@ from curlfx.coupling import Coupling, couple
 from curlfx.deploy import LatencyTable, TableSettings, measure, measure_latency
 from curlfx.deploy.latency_table import Sample
 from curlfx.deploy.measure import Stopwatch, cache_folder
-from curlfx.errors import ConfigError, OutputError, PlanError
+from curlfx.errors import ConfigError, OutputError
 from curlfx.graph import TracedModel, trace
 from curlfx.planning.probes import random_widths
 from curlfx.progress import StepEvent
@@ -203,8 +203,8 @@ def test_without_a_folder_the_cache_is_taken(subject: Subject, tmp_path: Path, m
 
 
 def test_refusals(subject: Subject, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="probes = 0: want"):
-        TableSettings(probes=0)
+    with pytest.raises(ConfigError, match="probes = 2: want 3 or more"):
+        TableSettings(probes=2)
     with pytest.raises(ConfigError, match="threads = -1: want"):
         measure_latency(*subject, TableSettings(threads=-1), cache=tmp_path)
     with pytest.raises(ConfigError, match="provider"):
@@ -215,8 +215,23 @@ def test_refusals(subject: Subject, tmp_path: Path) -> None:
         measure_latency(*subject, SETTINGS, cache=tmp_path / "file")
 
 
-def test_fewer_probes_than_a_fit_needs(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_killed_before_the_odd_ones_were_measured_again_is_not_complete(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counted(monkeypatch)
-    table = measure_latency(*subject, TableSettings(probes=1, round_to=4), cache=tmp_path)
-    with pytest.raises(PlanError, match="2 networks were measured; want 4 or more"):
-        table.costs(*subject)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(measure, "_measure_odd_ones", killed)
+        with pytest.raises(KeyboardInterrupt):
+            measure_latency(*subject, SETTINGS, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert (len(LatencyTable.load(file).samples), LatencyTable.load(file).complete) == (5, False)
+    looked: list[int] = []
+    monkeypatch.setattr(measure, "_measure_odd_ones", lambda table, *_: looked.append(len(table.samples)))
+    assert measure_latency(*subject, SETTINGS, cache=tmp_path).complete
+    assert looked == [5]
+    assert measure_latency(*subject, SETTINGS, cache=tmp_path).complete
+    assert looked == [5]
