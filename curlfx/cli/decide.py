@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SCORES = Path("scores.json")
 OF_A_TARGET = ("target", "round_to", "allocation", "per", "floor", "provider", "threads", "batch_size", "probes")
+OF_A_MEASUREMENT = ("threads", "batch_size", "probes")
 Data = Annotated[str | None, typer.Option(help="training images that data-driven criteria look at")]
 Out = Annotated[Path, typer.Option(help="file to write")]
 
@@ -106,6 +107,7 @@ def plan(
     gets the width that is given; without scores its first channels stay, which is for structures that are trained anew.
     """
     from curlfx.cli.widths import parsed_widths
+    from curlfx.deploy.session import provider_name
     from curlfx.planning import plan as make_plan
     from curlfx.planning import plan_from_widths, resolve_round_to
     from curlfx.report.layers import group_rows
@@ -125,6 +127,7 @@ def plan(
     if given or ranking is None:
         found = plan_from_widths(traced, coupling, ranking, given)
     else:
+        provider_name(provider)
         step = resolve_round_to("auto" if round_to == "auto" else _whole(round_to), provider)
         options: dict[str, Any] = {"round_to": step, "floor": floor, "per": per}
         options |= {} if allocation is None else {"allocation": allocation}
@@ -136,6 +139,11 @@ def plan(
             )
             found = _measured(traced, coupling, ranking, targets, place, options)
         else:
+            idle = next((name for name in OF_A_MEASUREMENT if _chosen(context, name)), None)
+            if idle is not None:
+                raise UsageError(
+                    f"--{idle.replace('_', '-')}: nothing is measured without --target latency_ms=…; leave it out"
+                )
             found = make_plan(traced, coupling, ranking, targets, **options)
     found = found.noting(model=model, arguments={} if classes is None else {"num_classes": classes})
     found.save(out)
@@ -154,8 +162,9 @@ def _measured(
     options: dict[str, Any],
 ) -> SlimPlan:
     """A plan that meets a measured latency. Raises: BudgetError when none does."""
-    from curlfx.deploy import measure_latency, plan_for_latency
+    from curlfx.deploy import check_request, measure_latency, plan_for_latency
 
+    check_request(traced, coupling, scores, targets, **options)
     with RichProgress() as progress:
         table = measure_latency(traced, coupling, settings, progress=progress)
         found = plan_for_latency(traced, coupling, scores, targets, table, settings, progress=progress, **options)
@@ -171,7 +180,8 @@ def _measured(
 def show_plan(found: SlimPlan) -> None:
     """Cost before and after."""
     before, after = found.before.as_dict(), found.after.as_dict()
-    rows = [(key, count(before[key]), count(after[key]), share(after[key], before[key])) for key in before]
+    shown = {key: (lambda number: f"{number:.3g}") if key == "latency_ms" else count for key in before}
+    rows = [(key, shown[key](before[key]), shown[key](after[key]), share(after[key], before[key])) for key in before]
     show_table(("cost", "dense", "slim", "share"), rows)
 
 

@@ -6,7 +6,7 @@ from curlfx.deploy.environment import environment
 from curlfx.deploy.export import export_onnx
 from curlfx.deploy.latency_table import LatencyTable
 from curlfx.deploy.measure import TableSettings, measure_latency
-from curlfx.deploy.meet import MeasuredPlan, plan_for_latency
+from curlfx.deploy.meet import MeasuredPlan, check_request, plan_for_latency
 from curlfx.deploy.model_file import OnnxFile, check_onnx
 from curlfx.deploy.parity import ParityReport, parity
 from curlfx.deploy.plot import plot_bench
@@ -37,6 +37,7 @@ __all__ = [
     "TableSettings",
     "bench",
     "check_onnx",
+    "check_request",
     "environment",
     "export_onnx",
     "load_program",

@@ -61,8 +61,9 @@ class TableSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.probes < FEWEST - 1:
-            raise ConfigError(f"probes = {self.probes}: want {FEWEST - 1} or more")
+        for name, least in (("probes", FEWEST - 1), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} = {getattr(self, name)}: want {least} or more")
 
 
 def measure_latency(
@@ -156,6 +157,11 @@ class Stopwatch:
     def __exit__(self, *error: object) -> None:
         self._folder.cleanup()
 
+    def dense_now(self) -> float:
+        """Median latency of the dense network as the machine is now, milliseconds."""
+        own = [self._dense], [self._session], [self._feeds]
+        return float(np.median(take_turns(*own, rounds=ROUNDS, runs=self._runs, warmup=3)))
+
     def sample(self, keep: Keep, dense_ms: float | None) -> Sample:
         """Measure one network; its times are scaled to a dense latency of ``dense_ms``, if that is given.
 
@@ -163,10 +169,8 @@ class Stopwatch:
         turns: what interrupts a call now and then, and what slows both down, falls out.
         """
         if not keep:
-            timings = take_turns(
-                [self._dense], [self._session], [self._feeds], rounds=ROUNDS, runs=self._runs, warmup=3
-            )
-            return Sample(self.coupling.alive(keep), float(np.median(timings)), self._profile(self._dense, self._feeds))
+            found = self.dense_now() if dense_ms is None else dense_ms
+            return Sample(self.coupling.alive(keep), found, self._profile(self._dense, self._feeds))
         path = Path(self._folder.name) / "narrow.onnx"
         self._export(keep, path)
         session, feeds = self._open(path)

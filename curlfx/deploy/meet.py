@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from curlfx.cost import CostModel
 from curlfx.coupling import Coupling
+from curlfx.deploy.environment import environment
 from curlfx.deploy.latency_table import LatencyTable
 from curlfx.deploy.measure import Stopwatch, TableSettings
 from curlfx.errors import BudgetError, PlanError, TargetError
@@ -15,6 +17,7 @@ from curlfx.graph import TracedModel
 from curlfx.importance.scores import Scores
 from curlfx.planning import SlimPlan
 from curlfx.planning import plan as make_plan
+from curlfx.planning.choose import SOLVERS, check_worth
 from curlfx.planning.target import Amount, parse_targets
 from curlfx.progress import Progress, StepEvent, StepTimer
 
@@ -46,8 +49,8 @@ class MeasuredPlan:
     Attributes:
         plan: The one of the attempts that comes nearest to the target from below, or else nearest.
         limit_ms: The target in milliseconds.
-        dense_ms: Latency of the dense network.
-        measured_ms: Latency of the slim network.
+        dense_ms: Latency of the dense network, just before the plans were measured.
+        measured_ms: Latency of the slim network, by the same measure.
         met: Whether that is within `TOLERANCE` of the target, or below it.
         attempts: All of them, in order.
     """
@@ -81,7 +84,8 @@ def plan_for_latency(
         coupling: Its channels.
         scores: What each channel is worth.
         target: ``latency_ms``, alone or with others, as for `curlfx.plan`.
-        table: Of `curlfx.measure_latency`; gets a sample for every attempt.
+        table: Of `curlfx.measure_latency`; gets a sample for every attempt but the last. Times are scaled to what the
+            dense network takes now.
         settings: Those that the table was measured with; None takes them from it.
         options: Of `curlfx.plan`; ``allocation`` is ``"knapsack"`` unless given, and ``"global"`` with ``per``.
 
@@ -93,12 +97,15 @@ def plan_for_latency(
     weighed = options.get("per", "auto") in ("auto", "channel")  # else scores are divided by what a knapsack weighs
     options = {"allocation": "knapsack" if weighed else "global", **options}
     settings, costs = _settings(table, settings), table.costs(traced, coupling)
-    limit_ms = _limit(target, costs, table.dense_ms)
     attempts: list[Attempt] = []
-    timer, factor = StepTimer(ROUNDS), 1.0
+    timer = StepTimer(ROUNDS)
     with Stopwatch(traced, coupling, settings) as stopwatch:
+        dense_now = stopwatch.dense_now()
+        drift = dense_now / table.dense_ms  # of the machine since the table was measured
+        limit_ms = _limit(target, costs, dense_now) / drift
+        factor = table.dense_ms / _predicted(costs)
         while len(attempts) < ROUNDS:
-            bounds = {**target, "latency_ms": min(limit_ms / factor, costs.dense.latency_ms or limit_ms)}
+            bounds = {**target, "latency_ms": min(limit_ms / factor, _predicted(costs))}
             try:
                 found = make_plan(traced, coupling, scores, bounds, costs=costs, **options)
             except BudgetError:
@@ -109,7 +116,7 @@ def plan_for_latency(
                 break
             sample = stopwatch.sample(found.keep, table.dense_ms)
             plan = found.model_copy(update={"target": dict(target)})
-            attempts.append(Attempt(plan, found.after.latency_ms or 0.0, sample.milliseconds))
+            attempts.append(Attempt(plan, drift * (found.after.latency_ms or 0.0), drift * sample.milliseconds))
             if progress is not None:
                 step = len(attempts)
                 progress.on_step(StepEvent("plan", 0, step, ROUNDS, seconds_left=timer.seconds_left(step)))
@@ -118,20 +125,49 @@ def plan_for_latency(
             table.samples.append(sample)
             costs = table.costs(traced, coupling)
             factor = sample.milliseconds / (costs.evaluate(sample.alive).latency_ms or sample.milliseconds)
+    limit_ms *= drift
     best = min(attempts, key=lambda attempt: _distance(attempt.measured_ms / limit_ms))
     return MeasuredPlan(
         plan=best.plan,
         limit_ms=limit_ms,
-        dense_ms=table.dense_ms,
+        dense_ms=dense_now,
         measured_ms=best.measured_ms,
         met=best.measured_ms <= (1 + TOLERANCE) * limit_ms,
         attempts=tuple(attempts),
     )
 
 
+def check_request(
+    traced: TracedModel, coupling: Coupling, scores: Scores, target: Mapping[str, Amount], **options: Any
+) -> None:
+    """Refuse what `plan_for_latency` would refuse, as far as that shows without a measurement.
+
+    Raises: as `plan_for_latency`.
+    """
+    per, allocation = options.get("per", "auto"), options.get("allocation")
+    if allocation in SOLVERS:
+        check_worth("channel" if per == "auto" else per, scores)
+    if not coupling.groups:
+        reasons = "; ".join(dict.fromkeys(frozen.reason for frozen in coupling.frozen[:3])) or "it has no layers"
+        raise BudgetError(f"latency_ms: no channel of this network can go: {reasons}")
+    costs = CostModel(traced, coupling)
+    boundless = replace(costs.dense, latency_ms=sys.float_info.max)
+    parse_targets({"latency_ms": target["latency_ms"]}, boundless)
+    others = {name: amount for name, amount in target.items() if name != "latency_ms"} or {"macs": "100%"}
+    plainly = {"allocation": "global", "per": "channel" if per == "latency" else per}
+    make_plan(traced, coupling, scores, others, costs=costs, **{**options, **plainly})
+
+
 def _settings(table: LatencyTable, given: TableSettings | None) -> TableSettings:
-    """What plans are measured with: the same as the table. Raises: PlanError."""
+    """What plans are measured with: the same as the table, on the same machine. Raises: PlanError."""
     known = {name: table.about[name] for name in PLACE if name in table.about}
+    here = environment()
+    here = {"cpu": here["cpu"], "onnxruntime": here["versions"]["onnxruntime"]}
+    for name, value in here.items():
+        if table.about.get(name, value) != value:
+            raise PlanError(
+                f"latency table: measured with {name} {table.about[name]}, this is {value}; measure it again"
+            )
     if given is None:
         return TableSettings(**known)
     for name, value in known.items():
@@ -148,9 +184,13 @@ def _distance(ratio: float) -> tuple[bool, float]:
     return ratio > 1 + OVER, abs(ratio - 1)
 
 
+def _predicted(costs: CostModel) -> float:
+    """Latency of the dense network by the table."""
+    return costs.dense.latency_ms or 0.0
+
+
 def _limit(target: Mapping[str, Amount], costs: CostModel, dense_ms: float) -> float:
     """The latency target in milliseconds, a share being one of the measured dense latency. Raises: TargetError."""
-    dense = replace(costs.dense, latency_ms=max(dense_ms, costs.dense.latency_ms or 0.0))
+    dense = replace(costs.dense, latency_ms=dense_ms)
     (latency,) = parse_targets({"latency_ms": target["latency_ms"]}, dense)
-    share = str(target["latency_ms"]).strip().endswith("%")
-    return float(latency.limit / latency.dense) * dense_ms if share else float(latency.limit)
+    return float(latency.limit)

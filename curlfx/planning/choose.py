@@ -95,7 +95,7 @@ def plan(
     search = Search(units, costs, targets, RANKINGS.get(allocation, rank_globally), Fraction(str(floor)), step)
     removed, facts = search.removed(coupling), _provenance(traced, scores)
     if allocation in SOLVERS:
-        _check_worth(per, scores)
+        check_worth(per, scores)
         caps, steps = units.caps(search.floor), units.steps(step)
         found = SOLVERS[allocation](Knapsack(units, costs, targets, caps, steps), removed)
         removed = found.removed
@@ -171,7 +171,7 @@ def resolve_round_to(round_to: int | Literal["auto"], provider: str = "cpu") -> 
     return int(round_to)
 
 
-def _check_worth(per: Per, scores: Scores) -> None:
+def check_worth(per: Per, scores: Scores) -> None:
     """Raises: PlanError when sums of scores are not what channels are worth."""
     if per != "channel":
         raise PlanError(f"per = {name_of(per)!r}: a knapsack weighs costs itself; leave it out, or allocation='global'")

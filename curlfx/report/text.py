@@ -37,7 +37,8 @@ def in_eight_bits(summary: Mapping[str, Any]) -> str | None:
     if found is None:
         return None
     size, median = found["size_bytes"] / 1e6, found["latency_ms"]["median"]
-    return f"accuracy {found['accuracy']:.4f}, {size:.3g} MB, latency {median:.3f} ms, {found['speedup']:.2f}x faster"
+    ratio = f"{found['speedup']:.2f}x the speed of the dense network"
+    return f"accuracy {found['accuracy']:.4f}, {size:.3g} MB, latency {median:.3f} ms, {ratio}"
 
 
 def verdict(summary: Mapping[str, Any]) -> str:

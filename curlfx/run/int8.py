@@ -22,7 +22,8 @@ def write_int8(job: Job, slim: Path) -> dict[str, Any]:
     config, runtime = job.config, OnnxNetwork(slim)
     images = torch.cat(proxy_batches(job.subject.data, config.proxy_images, config.seed)).cpu()
     size = runtime.batch or EVALUATION_BATCH
-    batches = [batch for batch in images.split(size) if len(batch) == size or runtime.batch is None]
+    missing = 0 if runtime.batch is None else -len(images) % size
+    batches = torch.cat([images, images[:1].expand(missing, *images.shape[1:])]).split(size)
     report = quantize(slim, batches, job.file(INT8), progress=job.progress)
     loader = job.subject.data.loader("test", EVALUATION_BATCH)
     accuracy = evaluate(OnnxNetwork(job.file(INT8)), loader, device="cpu", stage="int8", progress=job.progress)

@@ -48,7 +48,7 @@ def _planned(job: Job) -> SlimPlan:
         job.say(f"{coupling.total} channels are left, which are scored again")
         return _scored(job, traced, coupling, names[-1])
 
-    found = make_plan(job.config, job.config.target.as_mapping(), job.traced, job.coupling, scored, job.cost)
+    found = make_plan(job.config, job.traced, job.coupling, scored, job.cost)
     for name in names:
         discard(_unfinished(job, name))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +10,15 @@ from torch import Tensor, nn
 
 from curlfx.cost import CostModel
 from curlfx.coupling import Coupling, couple
+from curlfx.deploy import check_request
 from curlfx.deploy.session import check_runtime
+from curlfx.errors import ConfigError
 from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel
 from curlfx.importance import check_criterion, score
 from curlfx.planning import SlimPlan, prune_iteratively, resolve_round_to
 from curlfx.planning.choose import SOLVERS
 from curlfx.planning.iterate import ScoreFunction
-from curlfx.planning.target import Amount
 from curlfx.recovery.hardware import choose_device
 from curlfx.run.config import PUBLISHED, RunConfig
 from curlfx.sources import DataSource, check_fit, input_shape, load_data, load_model, load_weights
@@ -73,20 +73,27 @@ def load_subject(config: RunConfig) -> Subject:
 def examine(config: RunConfig, subject: Subject) -> None:
     """Trace, couple and plan with random scores, so that a job that cannot end well is refused before any training.
 
-    A latency is not looked at: it is measured later.
+    Whether a latency can be reached only a measurement tells, later.
     Raises: TraceError; KeepError for names in ``ignored_layers`` that match nothing; TargetError for a target out of
         range for this network; BudgetError for one that it cannot reach whatever the scores.
     """
     traced = subject.trace()
     coupling = couple(traced, frozen=config.ignored_layers)
-    known = {name: amount for name, amount in config.target.as_mapping().items() if name != "latency_ms"}
-    if known:
-        make_plan(config, known, traced, coupling, lambda network, left: score(network, left, "random"))
+    target = config.target.as_mapping()
+    if "latency_ms" in target:
+        check_request(traced, coupling, score(traced, coupling, "random"), target, **plan_options(config))
+    else:
+        make_plan(config, traced, coupling, lambda network, left: score(network, left, "random"))
+    batch = None if config.export.dynamic_batch and traced.dynamic_batch else EXAMPLES
+    if batch is not None and config.bench.batch_size != batch:
+        raise ConfigError(
+            f"bench.batch_size = {config.bench.batch_size}: the exported files take batches of {batch} only; want "
+            f"bench.batch_size={batch}, or export.dynamic_batch=true where the network can"
+        )
 
 
 def make_plan(
     config: RunConfig,
-    target: Mapping[str, Amount],
     traced: TracedModel,
     coupling: Coupling,
     scored: ScoreFunction,
@@ -94,15 +101,11 @@ def make_plan(
 ) -> SlimPlan:
     """The plan that ``config`` asks for, from scores of the network and of what each step but the last leaves of it.
 
-    ``target`` is all of its targets that are not measured.
-
     Raises: as `curlfx.planning.prune_iteratively`.
     """
-    options = plan_options(config)
+    options, target = plan_options(config), config.target.as_mapping()
     if costs is None and options["allocation"] in SOLVERS:  # only whether it can be reached is asked
         options["allocation"] = "global"
-    if options["per"] == "latency":  # without a table there is nothing to divide by
-        options["per"] = "channel"
     return prune_iteratively(traced, coupling, scored, target, config.iterative_steps, **options, costs=costs)
 
 

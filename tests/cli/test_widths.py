@@ -71,7 +71,7 @@ def test_widths_above_a_file_and_the_best_scores_stay(program: Program) -> None:
         (("--widths", "missing.yaml"), "missing.yaml: cannot read"),
         (("--widths", "list.yaml"), "list.yaml: stem.weight: [4]: want a number of channels"),
         (("--width", "stem.weight=4", "--scores", "none.json"), "none.json: cannot read scores"),
-        (("--per", "latency"), "latency"),
+        (("--per", "seconds"), "latency"),
     ],
 )
 def test_bad_widths(program: Program, options: tuple[str, ...], message: str) -> None:

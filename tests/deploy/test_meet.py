@@ -72,6 +72,7 @@ class Fake:
         self.asked: list[Mapping[str, tuple[int, ...]]] = []
         self.dense: list[float | None] = []
         self.settings: TableSettings | None = None
+        self.now = 1.0  # how much slower the machine has become
 
     def __call__(self, traced: TracedModel, coupling: Coupling, settings: TableSettings) -> Self:
         self.coupling, self.settings = coupling, settings
@@ -82,6 +83,9 @@ class Fake:
 
     def __exit__(self, *error: object) -> None:
         self.closed = True
+
+    def dense_now(self) -> float:
+        return self.now * true_ms(self.coupling, self.coupling.alive({}))
 
     def sample(self, keep: Mapping[str, tuple[int, ...]], dense_ms: float | None) -> Sample:
         self.asked.append(keep)
@@ -246,3 +250,24 @@ def test_it_is_measured_as_the_table_was(monkeypatch: pytest.MonkeyPatch, subjec
     for other in ({"threads": 1, "batch_size": 4}, {"threads": 3}, {"threads": 3, "batch_size": 4, "provider": "cuda"}):
         with pytest.raises(PlanError, match=r"settings: .* the latency table was measured with"):
             plan_for_latency(*subject, {"latency_ms": "60%"}, table, TableSettings(**other))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", ["50%", 6.0])
+def test_milliseconds_are_those_of_now(monkeypatch: pytest.MonkeyPatch, subject: Subject, target: str | float) -> None:
+    _, coupling, _ = subject
+    fake, table = Fake(lambda alive: true_ms(coupling, alive)), filled(coupling)
+    fake.now = 2.0  # a table of better days; ratios are as they were
+    monkeypatch.setattr(meet, "Stopwatch", fake)
+    found = plan_for_latency(*subject, {"latency_ms": target}, table, round_to=1, floor=0.0)
+    dense = true_ms(coupling, coupling.alive({}))
+    assert found.dense_ms == pytest.approx(2 * dense)
+    assert found.limit_ms == pytest.approx(dense if target == "50%" else target)
+    assert found.measured_ms == pytest.approx(2 * true_ms(coupling, coupling.alive(found.plan.keep)))
+    assert found.met
+    assert 0.97 <= found.measured_ms / found.limit_ms <= 1.01
+
+
+@pytest.mark.parametrize("about", [{"cpu": "abacus"}, {"onnxruntime": "0.1"}])
+def test_a_table_of_another_machine(subject: Subject, about: dict[str, str]) -> None:
+    with pytest.raises(PlanError, match=r"measured with .* (abacus|0\.1), this is"):
+        plan_for_latency(*subject, {"latency_ms": "50%"}, filled(subject[1], **about))
