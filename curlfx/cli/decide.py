@@ -167,7 +167,11 @@ def _measured(
     check_request(traced, coupling, scores, targets, **options)
     with RichProgress() as progress:
         table = measure_latency(traced, coupling, settings, progress=progress)
+        error = table.prediction_error(traced, coupling)
         found = plan_for_latency(traced, coupling, scores, targets, table, settings, progress=progress, **options)
+    print(
+        f"latency table: {error.networks} networks, predicted to {error.median:.1%} (median), {error.worst:.1%} (worst)"
+    )
     print(f"latency: measured {found.measured_ms:.3g} ms, target {found.limit_ms:.3g}, dense {found.dense_ms:.3g}")
     if not found.met:
         raise BudgetError(
