@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from curlfx.deploy.messages import first_line
 from curlfx.deploy.statistics import Timings
 from curlfx.errors import ConfigError, ModelError
 
@@ -90,7 +91,7 @@ def _caller(module: nn.Module, inputs: tuple[Any, ...], graph: bool) -> Callable
         with torch.cuda.graph(recorded):
             module(*inputs)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ModelError(f"time_on_cuda: the call cannot be recorded: {reason}; want graph=False") from error
     return recorded.replay
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import copy
 import errno
 import itertools
-import logging
 import os
 import re
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +20,13 @@ from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from curlfx.deploy.messages import first_line
 from curlfx.deploy.model_file import PROTOBUF_LIMIT, OnnxFile, check_onnx, describe
 from curlfx.deploy.operators import operators_read_once
 from curlfx.deploy.parity import TOLERANCE, parity
 from curlfx.deploy.precision import TOLERANCE as TOLERANCE_FP16
 from curlfx.deploy.precision import Precision, check_precision, to_float16
+from curlfx.deploy.quiet import quiet
 from curlfx.deploy.repair import repair
 from curlfx.deploy.shorten import shorten
 from curlfx.deploy.simplify import check_simplifier
@@ -94,7 +93,11 @@ def export_onnx(
     tolerance = TOLERANCE_FP16 if precision == "fp16" else TOLERANCE
 
     def check(file: Path) -> None:
-        replace(parity(module, file, inputs, tolerance=tolerance), path=path).require()
+        try:
+            report = parity(module, file, inputs, tolerance=tolerance)
+        except ModelError as error:  # it names the file that is going to be removed
+            raise ModelError(str(error).replace(str(file), str(path))) from error
+        replace(report, path=path).require()
 
     return _save(model, path, single_file=single_file, check=check)
 
@@ -149,7 +152,7 @@ def _translate(
     was_training = module.training
     module.eval()
     try:
-        with _quiet(), torch.no_grad(), operators_read_once():
+        with quiet(), torch.no_grad(), operators_read_once():
             program = torch.onnx.export(
                 module, inputs, dynamo=True, dynamic_shapes=axes if dynamic_batch else None, opset_version=opset,
                 verbose=False,
@@ -168,28 +171,14 @@ def _refused(error: Exception, *, dynamic_batch: bool) -> ModelError:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    text = str(cause)
-    missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)", text)
+    missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)", str(cause))
     if missing:
         return ModelError(
             f"this network cannot be exported to ONNX: {'.'.join(missing.groups())} has no counterpart there"
         )
-    reason = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")[:300]
+    reason = first_line(cause)[:300]
     hint = "; if its batch size is fixed, export it with dynamic_batch=False" if dynamic_batch else ""
     return ModelError(f"this network cannot be exported to ONNX: {type(cause).__name__}: {reason}{hint}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings and no log lines of the exporter: what fails is raised, the rest is its own business."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _name_outputs(program: torch.onnx.ONNXProgram) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from curlfx.errors import ConfigError, ModelError
 
-_TYPES = {
+TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
@@ -39,9 +39,9 @@ def random_feeds(
     feeds = {}
     for value in session.get_inputs():
         shape = _shape(path, value.name, value.shape, batch_size, shapes.get(value.name))
-        if value.type not in _TYPES:
-            raise ModelError(f"{path}: input {value.name!r} is a {value.type}; want one of {', '.join(_TYPES)}")
-        kind = np.dtype(_TYPES[value.type])
+        if value.type not in TYPES:
+            raise ModelError(f"{path}: input {value.name!r} is a {value.type}; want one of {', '.join(TYPES)}")
+        kind = np.dtype(TYPES[value.type])
         drawn = generator.standard_normal(shape) if kind.kind == "f" else np.zeros(shape)
         feeds[value.name] = drawn.astype(kind)
     return feeds

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
+from curlfx.deploy.messages import first_line
 from curlfx.errors import ModelError
 
 PROTOBUF_LIMIT = 2**31 - 2**20  # bytes of one message, with room for the graph beside the weights
@@ -46,7 +47,7 @@ def check_onnx(path: str | Path) -> OnnxFile:
     try:
         onnx.checker.check_model(str(path), full_check=False)
     except (onnx.checker.ValidationError, ValueError) as error:
-        raise ModelError(f"{path}: the ONNX checker refuses it: {_first_line(error)}") from error
+        raise ModelError(f"{path}: the ONNX checker refuses it: {first_line(error)}") from error
     return describe(path, model)
 
 
@@ -57,7 +58,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}; want an ONNX file") from error
     except (DecodeError, ValueError) as error:
-        raise ModelError(f"{path}: no ONNX file, or a damaged one ({_first_line(error)}); export it again") from error
+        raise ModelError(f"{path}: no ONNX file, or a damaged one ({first_line(error)}); export it again") from error
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path}: no ONNX file, or an empty one; export it again")
     return model
@@ -100,8 +101,3 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
     axes = value.type.tensor_type.shape.dim
     return tuple(axis.dim_value if axis.HasField("dim_value") else axis.dim_param or "?" for axis in axes)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from curlfx.deploy.messages import first_line
 from curlfx.deploy.session import open_session
 from curlfx.errors import ConfigError, ModelError, VerificationError
 
@@ -117,7 +118,7 @@ def _compare(module: nn.Module, session: Any, path: Path, inputs: tuple[Any, ...
     try:
         given = session.run(None, feeds)
     except Exception as error:  # its exceptions derive from Exception alone
-        raise ModelError(f"{path}: onnxruntime fails at batch {batch}: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{path}: onnxruntime fails at batch {batch}: {first_line(error)}") from error
     return [
         Deviation(name, batch, relative_error(one, np.asarray(other)))
         for name, one, other in zip(names, wanted, given, strict=True)

@@ -9,10 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import json
-import logging
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,8 @@ from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
 from curlfx.deploy.examples import describe_inputs, make_inputs
+from curlfx.deploy.messages import first_line
+from curlfx.deploy.quiet import quiet
 from curlfx.deploy.screen import NOTES, screen
 from curlfx.errors import CurlfxError, ModelError, SavedError
 from curlfx.files import write_bytes
@@ -59,7 +58,7 @@ def save_program(traced: TracedModel, path: Path) -> None:
     program._example_inputs = None  # else torch writes them as a pickle
     program._guards_code = []
     buffer = io.BytesIO()
-    with _quiet():
+    with quiet():
         torch.export.save(program, buffer, extra_files={NOTES: json.dumps(notes)})
     write_bytes(path, buffer.getbuffer())
 
@@ -72,7 +71,7 @@ def load_program(content: bytes) -> TracedModel:
     screen(content)
     texts = {NOTES: ""}
     try:
-        with _quiet():
+        with quiet():
             program = torch.export.load(io.BytesIO(content), extra_files=texts)
         notes = json.loads(texts[NOTES])
         if notes["format"] != FORMAT:
@@ -86,7 +85,7 @@ def load_program(content: bytes) -> TracedModel:
     except CurlfxError:
         raise
     except Exception as cause:  # torch's reader raises whatever its parts raise
-        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+        reason = first_line(cause)
         raise SavedError(f"torch {torch.__version__} cannot read it ({type(cause).__name__}: {reason})") from cause
     return traced
 
@@ -102,10 +101,10 @@ def _exported(network: TracedModel) -> ExportedProgram:
     shapes = pytree.tree_map(axes, network.example_inputs) if network.dynamic_batch else None
     inputs = pytree.tree_map_only(Tensor, torch.clone, network.example_inputs)
     try:
-        with _quiet(), torch.enable_grad():
+        with quiet(), torch.enable_grad():
             return torch.export.export(network.module, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as cause:  # export raises whatever its parts raise
-        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+        reason = first_line(cause)
         raise ModelError(f"this network cannot be saved as a graph: {type(cause).__name__}: {reason}") from cause
 
 
@@ -167,16 +166,3 @@ def _restore_ties(network: TracedModel, ties: list[list[str]]) -> None:
         slots = "_parameters" if isinstance(first, torch.nn.Parameter) else "_buffers"
         for name in names:
             getattr(owner_of(network.module, name), slots)[name.rpartition(".")[2]] = first
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings and no log lines of the exporter: what fails is raised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

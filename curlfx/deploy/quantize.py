@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
+from curlfx.deploy.feeds import TYPES
+from curlfx.deploy.messages import first_line
 from curlfx.deploy.model_file import PROTOBUF_LIMIT, check_onnx
+from curlfx.deploy.quiet import quiet
 from curlfx.deploy.session import open_session
 from curlfx.errors import ConfigError, DataError, ModelError
 from curlfx.files import unwritable, written
@@ -127,11 +129,8 @@ def _fed(session: Any, batch: Batch, number: int) -> Feeds:
     return {one.name: _array(batch[one.name], one, where) for one in inputs}
 
 
-_KINDS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(int64)": np.int64}
-
-
 def _array(value: object, wanted: Any, where: str) -> Array:
-    """A finite array of the shape that an input wants. Raises: DataError."""
+    """A finite array of the type and shape that an input wants. Raises: DataError."""
     array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
     if not isinstance(array, np.ndarray):
         raise DataError(f"{where}: {wanted.name!r} is {type(value).__name__}; want a tensor or an array")
@@ -140,10 +139,22 @@ def _array(value: object, wanted: Any, where: str) -> Array:
     if not fits or array.size == 0:
         shape = ", ".join("any" if axis is None else str(axis) for axis in axes)
         raise DataError(f"{where}: {wanted.name!r} has shape {array.shape}; the network takes ({shape})")
-    array = np.ascontiguousarray(array, dtype=_KINDS.get(wanted.type, array.dtype))
+    array = _typed(array, wanted, where)
     if not np.isfinite(array).all():
         raise DataError(f"{where}: {wanted.name!r} holds NaN or infinite values; mend or remove them")
     return array
+
+
+def _typed(array: Array, wanted: Any, where: str) -> Array:
+    """In the type of an input: to floating point from any numbers, to whole numbers only where none changes.
+
+    Raises: DataError.
+    """
+    kind = np.dtype(TYPES.get(wanted.type, array.dtype))
+    made: Array = np.ascontiguousarray(array, dtype=kind) if np.can_cast(array.dtype, kind, "same_kind") else array
+    if made.dtype != kind or (kind.kind in "iu" and not np.array_equal(made, array)):
+        raise DataError(f"{where}: {wanted.name!r} is {array.dtype}; the network takes {kind}; convert it first")
+    return made
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -168,7 +179,7 @@ def _steps(stage: str, feeds: Sequence[Feeds], progress: Progress | None) -> Ite
 
 def _quantise(path: Path, model: onnx.ModelProto, reader: _Reader, out: Path, *, reduce_range: bool) -> None:
     """Write the 8-bit network. Raises: ModelError when onnxruntime cannot."""
-    with _scratch() as folder, _quiet():
+    with _scratch() as folder, quiet():
         if _wants_preparation(model):
             try:
                 prepared = folder / "prepared.onnx"
@@ -177,7 +188,7 @@ def _quantise(path: Path, model: onnx.ModelProto, reader: _Reader, out: Path, *,
             except OSError:
                 raise
             except Exception as error:  # its parts raise whatever they raise
-                raise ModelError(f"{path}: onnxruntime cannot prepare it: {_first_line(error)}") from error
+                raise ModelError(f"{path}: onnxruntime cannot prepare it: {first_line(error)}") from error
         result = folder / "quantised.onnx"
         try:
             quantize_static(
@@ -193,7 +204,7 @@ def _quantise(path: Path, model: onnx.ModelProto, reader: _Reader, out: Path, *,
         except OSError:
             raise
         except Exception as error:  # likewise
-            raise ModelError(f"{path}: onnxruntime cannot quantise it: {_first_line(error)}") from error
+            raise ModelError(f"{path}: onnxruntime cannot quantise it: {first_line(error)}") from error
         shutil.copyfile(result, out)
 
 
@@ -249,19 +260,3 @@ def _rows(batch: Feeds) -> int:
 def _scratch() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="curlfx-") as folder:
         yield Path(folder)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No log lines of the quantiser: what fails is raised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from curlfx.deploy.messages import first_line
 from curlfx.errors import SavedError
 
 NOTES = "curlfx.json"
@@ -71,7 +72,7 @@ def screen(content: bytes) -> None:
             _check_payloads(name, json.loads(reader.get_record(name)))
         _check_graph(json.loads(reader.get_record(GRAPH)))
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as cause:
-        raise SavedError(f"it is no readable .pt2 file ({_first_line(cause)})") from cause
+        raise SavedError(f"it is no readable .pt2 file ({first_line(cause)})") from cause
 
 
 def _check_payloads(name: str, payloads: Any) -> None:
@@ -123,7 +124,3 @@ def _check_operator(name: str) -> None:
         raise SavedError(f"'{name}' is no operator here; import the package that defines it")
     if any(argument.name in ("filename", "path") for argument in found._schema.arguments):
         raise SavedError(f"'{name}' opens files; a network has no use for it")
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

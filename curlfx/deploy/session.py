@@ -10,6 +10,7 @@ import onnxruntime
 
 from curlfx.deploy.environment import cores
 from curlfx.deploy.memory_probe import make_options
+from curlfx.deploy.messages import first_line
 from curlfx.deploy.model_file import read_onnx
 from curlfx.errors import ConfigError, ModelError
 
@@ -63,7 +64,7 @@ def open_session(path: Path, *, provider: str = "cpu", threads: int = 0, profile
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=with_cpu(name))
     except Exception as error:  # its exceptions derive from Exception alone
-        raise ModelError(f"{path}: onnxruntime refuses it: {_first_line(error)}") from error
+        raise ModelError(f"{path}: onnxruntime refuses it: {first_line(error)}") from error
     if session.get_providers()[0] != name:
         raise ConfigError(f"provider = {provider!r}: onnxruntime could not start it and fell back to the CPU")
     return session
@@ -83,7 +84,7 @@ def run_session(path: Path, session: Any, feeds: Mapping[str, Any], runs: int) -
         for _ in range(runs):
             session.run(None, feeds)
     except Exception as error:  # its exceptions derive from Exception alone
-        raise ModelError(f"{path}: onnxruntime fails on these inputs: {_first_line(error)}") from error
+        raise ModelError(f"{path}: onnxruntime fails on these inputs: {first_line(error)}") from error
 
 
 def with_cpu(name: str) -> list[str]:
@@ -106,7 +107,3 @@ def _options(threads: int, profile_to: Path | None) -> Any:
     if profile_to is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
     return options
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

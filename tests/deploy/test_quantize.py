@@ -197,6 +197,32 @@ def test_images_that_do_not_fit(batches, reason, exported, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+class Named(nn.Module):
+    """Takes places in a table, as 32-bit numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(10, 4), nn.Linear(4, 3)
+
+    def forward(self, ids):
+        return self.head(self.table(ids))
+
+
+def test_whole_numbers_stay_what_they_are(exported, tmp_path):
+    ids = torch.tensor([[1], [9]], dtype=torch.int32)
+    path, out = export_onnx(Named(), (ids,), tmp_path / "net.onnx").path, tmp_path / "int8.onnx"
+    with pytest.raises(DataError, match="calibration batch 0: 'ids' is float32; the network takes int32; convert it"):
+        quantize(path, [ids.float() + 0.5], out)
+    with pytest.raises(DataError, match="'ids' is int64; the network takes int32"):
+        quantize(path, [ids.long() + 2**32], out)
+    assert not out.exists()
+    made = quantize(path, [ids], out).path.read_bytes()
+    assert quantize(path, [ids.long()], out).path.read_bytes() == made
+    bytes_of_images = (IMAGES * 20).clamp(0, 255).byte()
+    made = quantize(exported, [bytes_of_images], out).path.read_bytes()
+    assert quantize(exported, [bytes_of_images.float()], out).path.read_bytes() == made
+
+
 def test_files_that_cannot_be_quantised(exported, tmp_path):
     out = tmp_path / "int8.onnx"
     with pytest.raises(ModelError, match="No such file"):

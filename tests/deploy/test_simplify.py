@@ -74,3 +74,43 @@ def test_what_it_breaks_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="gave no network back"):
         export_onnx(Padded(), X, tmp_path / "net.onnx", simplify=True)
     assert list(tmp_path.iterdir()) == []
+
+
+class HalfDeaf(nn.Module):
+    """Does not listen to its first and last input."""
+
+    def forward(self, before, x, after):
+        return x.relu() + 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_inputs_that_nobody_reads_stay(precision, tmp_path):
+    pytest.importorskip("onnxslim", reason="an extra")
+    inputs = (torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 5))
+    plain = export_onnx(HalfDeaf(), inputs, tmp_path / "plain.onnx")
+    made = export_onnx(HalfDeaf(), inputs, tmp_path / "net.onnx", precision=precision, simplify=True)
+    assert list(made.inputs.items()) == list(plain.inputs.items())
+    assert list(made.inputs) == ["before", "x", "after"]
+
+
+def test_what_takes_or_gives_something_else_is_refused(tmp_path, monkeypatch):
+    onnxslim = pytest.importorskip("onnxslim", reason="an extra")
+
+    def fewer(model):
+        del model.graph.output[1:]
+        return model
+
+    monkeypatch.setattr(onnxslim, "slim", fewer)
+    with pytest.raises(ModelError, match="changes what this network takes or gives: inputs x, outputs pooled; export"):
+        export_onnx(Padded(), X, tmp_path / "net.onnx", simplify=True)
+
+    def unknown(model):
+        model.graph.node[0].op_type, model.graph.node[0].domain = "Nothing", "nowhere"
+        model.opset_import.append(onnx.helper.make_opsetid("nowhere", 1))
+        return model
+
+    monkeypatch.setattr(onnxslim, "slim", unknown)
+    with pytest.raises(ModelError, match=r"net\.onnx: onnxruntime refuses it") as caught:
+        export_onnx(Padded(), X, tmp_path / "net.onnx", simplify=True)
+    assert "partial" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
