@@ -17,6 +17,7 @@ from curlfx.errors import ConfigError, ModelError, VerificationError
 Precision = Literal["fp32", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 LARGEST = float(np.finfo(np.float16).max)  # 65504
+LEAST = float(np.finfo(np.float16).smallest_subnormal)  # 2^-24
 OVERFLOW = 65520.0  # from here on the nearest float16 is infinity
 TOLERANCE = 1e-2  # of the largest output; up to 1.4e-3 was seen in networks of tens of layers
 _EVERYTHING = float(np.finfo(np.float32).max)  # stands for infinity in masks
@@ -33,10 +34,12 @@ def check_precision(precision: str) -> None:
 def to_float16(model: ir.Model, feeds: Feeds) -> ir.Model:
     """The same network in float16; ``Cast`` nodes keep its inputs and outputs in float32.
 
+    Weights are the nearest float16, 0 for those below half of the least one, 2^-24. A constant of one number never
+    becomes 0: it may be all that avoids a division by zero.
     Operators that have no float16 form, or lose by it (``TopK``, ``CumSum``, ``RoiAlign`` …), stay in float32.
 
-    The conversion is rehearsed in float32 with every value rounded to float16: onnxruntime computes float16 networks in
-    float32 on the CPU, where neither an overflow nor the loss of digits on other devices shows.
+    The conversion is rehearsed in float32 with the weights of the file and every value rounded: onnxruntime computes
+    float16 networks in float32 on the CPU, where neither an overflow nor the loss of digits on other devices shows.
 
     Args:
         model: In float32.
@@ -47,10 +50,61 @@ def to_float16(model: ir.Model, feeds: Feeds) -> ir.Model:
     """
     is_masked = _check_weights(model)
     proto = ir.to_proto(model)
-    _rehearse(proto, feeds, is_masked=is_masked)
-    made: ir.Model = ir.from_proto(convert_float_to_float16(proto, keep_io_types=True, node_block_list=_fatal(proto)))
+    whole = onnx.ModelProto()
+    whole.CopyFrom(proto)
+    for tensor in _attributes(whole.graph):
+        _fill(tensor, nearest(onnx.numpy_helper.to_array(tensor)))
+    half = convert_float_to_float16(whole, keep_io_types=True, node_block_list=_fatal(proto))
+    _round_weights(whole.graph, half.graph)
+    _rehearse(proto, whole, feeds, is_masked=is_masked)
+    made: ir.Model = ir.from_proto(half)
     made.graph.sort()  # the new nodes stand at the end
     return made
+
+
+def nearest(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The nearest float16, ties to even; 65504 for finite numbers beyond; never 0 for a lone number that is not 0."""
+    finite = np.isfinite(values)
+    half: np.ndarray[Any, Any] = np.where(finite, np.clip(values, -LARGEST, LARGEST), values).astype(np.float16)
+    if half.size == 1 and not half.any() and values.any():
+        half = np.copysign(LEAST, values).astype(np.float16)
+    return half
+
+
+def _attributes(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Tensors in float32 that nodes hold, as ``Constant`` does; all of them are converted."""
+    for one in _graphs(graph):
+        for node in one.node:
+            yield from (each.t for each in node.attribute if each.t.data_type == onnx.TensorProto.FLOAT)
+
+
+def _round_weights(whole: onnx.GraphProto, half: onnx.GraphProto) -> None:
+    """Put the nearest float16 into both graphs, for the weights that ``half`` holds in float16.
+
+    The converter lifts whatever is below 5.96e-8. What only operators without a float16 form read stays in float32.
+    """
+    weights = {one.name: one for graph in _graphs(whole) for one in graph.initializer}
+    for graph in _graphs(half):
+        for tensor in graph.initializer:
+            held = weights.get(tensor.name)
+            if held is None or (held.data_type, tensor.data_type) != (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
+                continue
+            values = nearest(onnx.numpy_helper.to_array(held))
+            _fill(tensor, values, np.float16)
+            _fill(held, values)
+
+
+def _fill(tensor: onnx.TensorProto, values: np.ndarray[Any, Any], kind: type[np.floating[Any]] = np.float32) -> None:
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(kind), tensor.name))
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _graphs(inner)
 
 
 def _fatal(proto: onnx.ModelProto) -> list[str]:
@@ -77,42 +131,50 @@ def _check_weights(model: ir.Model) -> bool:
 
     Raises: ModelError for any other weight beyond the range, and when nothing is in float32.
     """
-    weights = [value for value in _constants(model) if value.dtype == ir.DataType.FLOAT]
+    weights = [(name, tensor) for name, tensor in _constants(model) if tensor.dtype == ir.DataType.FLOAT]
     if not weights and all(value.dtype != ir.DataType.FLOAT for value in model.graph.inputs):
         raise ModelError("precision = 'fp16': nothing in this network is float32; export it as it is")
     is_masked = False
-    for value in weights:
-        held = np.abs(value.numpy())
+    for name, tensor in weights:
+        held = np.abs(tensor.numpy())
         is_masked |= bool((held == _EVERYTHING).any())
         if ((held > LARGEST) & (held < _EVERYTHING)).any():
             most = float(held[held < _EVERYTHING].max())
-            raise ModelError(f"precision = 'fp16': {value.name} holds {most:.6g}, {_BEYOND}")
+            raise ModelError(f"precision = 'fp16': {name} holds {most:.6g}, {_BEYOND}")
     return is_masked
 
 
 _BEYOND = f"beyond the {LARGEST:g} of float16; export this network as fp32, or scale it down there"
 
 
-def _constants(model: ir.Model) -> Iterator[Any]:
-    """Tensors that are initialisers, here and in subgraphs."""
+def _constants(model: ir.Model) -> Iterator[tuple[str | None, Any]]:
+    """Names and tensors of what is constant, initialisers and attributes of nodes, here and in subgraphs."""
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in graph.initializers.values():
             if value.const_value is not None:
-                yield value.const_value
+                yield value.name, value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR:
+                    yield node.outputs[0].name, attribute.value
 
 
-def _rehearse(proto: onnx.ModelProto, feeds: Feeds, *, is_masked: bool) -> None:
+def _rehearse(proto: onnx.ModelProto, whole: onnx.ModelProto, feeds: Feeds, *, is_masked: bool) -> None:
     """Compute in float32, every value rounded to float16, and look at the largest one and at what comes out.
+
+    ``whole`` is ``proto`` with the weights of the file.
 
     What is masked may overflow: such a network is judged by what comes out alone.
 
     Raises: ModelError naming the first value that is beyond the range; VerificationError naming an output that the
         rounding puts off by more than `TOLERANCE`.
     """
-    rounded, watched = _rounded(proto)
+    rounded, watched = _rounded(whole)
     outputs = [value.name for value in proto.graph.output]
     found = _run(rounded, feeds)
-    largest = {name: float(np.abs(value).max(initial=0)) for name, value in feeds.items()}
+    largest = {
+        name: float(np.abs(value).max(initial=0)) for name, value in feeds.items() if value.dtype == np.float32
+    }  # whole numbers, as places in an embedding, stay what they are
     largest |= {name: float(value) for name, value in zip(watched, found[len(outputs) :], strict=True)}
     beyond = {name: most for name, most in largest.items() if OVERFLOW <= most < _EVERYTHING}
     if beyond and not is_masked:
@@ -128,18 +190,14 @@ def _rehearse(proto: onnx.ModelProto, feeds: Feeds, *, is_masked: bool) -> None:
 
 
 def _rounded(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
-    """The network with every float value of its main graph rounded, and the names of these values, in graph order.
+    """The network with every float that its main graph takes or computes rounded, and the names of those computed.
 
-    Behind the network's own outputs come the largest magnitudes of these values before they are rounded.
+    These are in graph order. Behind the network's own outputs come their largest magnitudes before they are rounded.
     """
     made = onnx.shape_inference.infer_shapes(proto)
     graph, is_float = made.graph, onnx.TensorProto.FLOAT
     floats = {one.name for one in (*graph.value_info, *graph.output) if one.type.tensor_type.elem_type == is_float}
     entries = {one.name: f"{one.name}{_ROUNDED}" for one in graph.input if one.type.tensor_type.elem_type == is_float}
-    for tensor in graph.initializer:
-        if tensor.data_type == is_float:
-            half = np.clip(onnx.numpy_helper.to_array(tensor), -LARGEST, LARGEST).astype(np.float16)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(half.astype(np.float32), tensor.name))
     nodes = [one for name, entry in entries.items() for one in _rounding(name, entry)]
     watched = []
     for node in list(graph.node):

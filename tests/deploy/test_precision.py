@@ -10,13 +10,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnxscript import ir
 from torch import nn
 from torch.nn import functional
 
 from curlfx.deploy import check_onnx, export_onnx, parity
 from curlfx.deploy import export as exporting
 from curlfx.deploy.parity import Deviation, ParityReport
-from curlfx.deploy.precision import LARGEST, TOLERANCE
+from curlfx.deploy.precision import LARGEST, TOLERANCE, nearest, to_float16
 from curlfx.deploy.precision import _rounded as rounded
 from curlfx.errors import ConfigError, ModelError, OutputError, VerificationError
 
@@ -206,3 +207,121 @@ def test_onnxruntime_survives_a_norm_before_a_transposed_product(tmp_path, monke
     made = export_onnx(module, x, tmp_path / "net.onnx", precision="fp16")
     subprocess.run([sys.executable, "-c", OPEN, str(made.path)], check=True, timeout=120)
     assert parity(module, made.path, x, (1, 3), tolerance=TOLERANCE).passed
+
+
+def weights(path) -> dict[str, np.ndarray]:
+    return {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
+
+
+def test_rounding_by_hand():
+    least = 2.0**-24
+    given = [
+        1e-9,
+        -1e-9,
+        least / 2,
+        least * 0.51,
+        least * 1.5,
+        3e-7,
+        65519,
+        -3.4e38,
+        np.inf,
+        -np.inf,
+        np.nan,
+        1 + 2**-11,
+    ]
+    wanted = [0, 0, 0, least, 2 * least, 5 * least, LARGEST, -LARGEST, np.inf, -np.inf, np.nan, 1]
+    np.testing.assert_array_equal(nearest(np.array(given, np.float32)), np.array(wanted, np.float16))
+    for value in (1e-12, -1e-12):  # a lone number
+        np.testing.assert_array_equal(nearest(np.array([value], np.float32)), [np.copysign(least, value)])
+    assert nearest(np.array(0, np.float32)) == 0
+
+
+def test_weights_below_half_of_the_least_are_0_in_the_file_too(tmp_path):
+    """So that the rehearsal speaks of this file: lifted to 6e-8 they would add up to what it never saw."""
+    module = nn.Linear(1000, 3)
+    with torch.no_grad():
+        module.weight.fill_(1e-9)
+        module.weight[2] = 1e-7
+    made = export_onnx(module, (torch.rand(2, 1000),), tmp_path / "net.onnx", precision="fp16")
+    (held,) = (value for value in weights(made.path).values() if value.ndim == 2)
+    assert held.dtype == np.float16
+    np.testing.assert_array_equal(np.sort(np.unique(held)), np.array([0, 2.0**-23], np.float16))
+
+
+class Scaled(nn.Module):
+    """To length 1; an image of zeros stays one by the epsilon alone."""
+
+    def forward(self, x):
+        return functional.normalize(x, eps=1e-12)
+
+
+def test_an_epsilon_does_not_become_0(tmp_path):
+    x = torch.rand(2, 6)
+    x[1] = 0
+    made = export_onnx(Scaled(), (x,), tmp_path / "net.onnx", precision="fp16")
+    assert np.float16(2.0**-24) in weights(made.path).values()
+    assert parity(Scaled(), made.path, (x,), tolerance=TOLERANCE).passed
+
+
+class Hidden(nn.Module):
+    """Scores of -40 and a mask of infinities; in float16 -65504 - 40 would be beyond the range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf, 0.0]))
+
+    def forward(self, x):
+        return (x * 40 + self.mask).softmax(-1)
+
+
+def test_infinite_masks_stay_infinite(tmp_path):
+    x = -torch.ones(2, 3)
+    made = export_onnx(Hidden(), (x,), tmp_path / "net.onnx", precision="fp16")
+    np.testing.assert_array_equal(weights(made.path)["mask"], np.array([0, -np.inf, 0], np.float16))
+    assert parity(Hidden(), made.path, (x,), tolerance=TOLERANCE).worst < 1e-3
+
+
+class Rows(nn.Module):
+    """Places in a table of more rows than float16 can count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(70000, 2), nn.Linear(2, 3)
+
+    def forward(self, ids):
+        return self.head(self.table(ids))
+
+
+def test_whole_numbers_are_no_float16(tmp_path):
+    ids = (torch.tensor([[69999, 1], [65536, 2]]),)
+    made = export_onnx(Rows(), ids, tmp_path / "net.onnx", precision="fp16")
+    assert onnx.load(made.path).graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.INT64
+
+
+def branching(*, as_node: bool) -> ir.Model:
+    """``x`` plus 70000 or -70000, each a constant of a branch."""
+
+    def branch(name: str, value: float) -> onnx.GraphProto:
+        tensor = onnx.numpy_helper.from_array(np.array([value], np.float32), f"{name}_shift")
+        nodes = [onnx.helper.make_node("Add", ["x", tensor.name], [name])]
+        if as_node:
+            nodes.insert(0, onnx.helper.make_node("Constant", [], [tensor.name], value=tensor))
+        result = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2])
+        return onnx.helper.make_graph(nodes, name, [], [result], [] if as_node else [tensor])
+
+    ends = {
+        name: onnx.helper.make_tensor_value_info(name, kind, shape)
+        for name, kind, shape in [
+            ("x", onnx.TensorProto.FLOAT, [2]), ("up", onnx.TensorProto.BOOL, []), ("y", onnx.TensorProto.FLOAT, [2])
+        ]
+    }  # fmt: skip
+    chosen = onnx.helper.make_node("If", ["up"], ["y"], then_branch=branch("a", 7), else_branch=branch("b", -70000))
+    graph = onnx.helper.make_graph([chosen], "branching", [ends["x"], ends["up"]], [ends["y"]])
+    return ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]))
+
+
+@pytest.mark.parametrize("as_node", [False, True])
+def test_a_constant_of_a_branch_is_named(as_node):
+    feeds = {"x": np.ones(2, np.float32), "up": np.array(True)}
+    with pytest.raises(ModelError, match=r"b_shift holds 70000, beyond"):
+        to_float16(branching(as_node=as_node), feeds)
