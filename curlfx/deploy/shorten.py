@@ -30,7 +30,7 @@ def _transposed_keys(op: Any, keys: Any) -> Any:
     for one ``Transpose``, which onnxruntime then makes part of the product.
     Source: onnxscript, function_libs/torch_lib/ops/nn.py, ``_aten_scaled_dot_product_attention_no_mask_onnx``.
     """
-    shape = op.Shape(keys, start=0)
+    shape = op.Shape(keys, start=0, _allow_other_attributes=False)  # with an end it is another shape
     channels = op.Slice(shape, [-1], [_LAST])
     tokens = op.Slice(shape, [-2], [-1])
     before = op.Slice(shape, [_FIRST], [-2])

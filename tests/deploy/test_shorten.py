@@ -5,10 +5,12 @@ from __future__ import annotations
 import onnx
 import pytest
 import torch
+from onnxscript import ir
 from torch import nn
 from torch.nn import functional
 
 from curlfx.deploy import export_onnx, parity
+from curlfx.deploy.shorten import shorten
 
 
 class Heads(nn.Module):
@@ -91,3 +93,33 @@ def test_keys_that_are_an_output_too(tmp_path):
     made = export_onnx(KeysAreRead(), x, tmp_path / "net.onnx")
     assert "Shape" not in made.operators
     assert parity(KeysAreRead(), made.path, x, (1, 3)).worst < 1e-6
+
+
+def keys_by_hand(end: str) -> ir.Model:
+    """What the exporter writes for the keys of an attention, with a ``Shape`` that ends where it is told to."""
+    return ir.from_onnx_text(f"""
+        <ir_version: 9, opset_import: ["" : 20]>
+        keys (float[2, 3, 4, 1] keys) => (float[a, b, c] y)
+        <int64[1] last = {{-1}}, int64[1] second = {{-2}}, int64[1] far = {{{2**63 - 1}}},
+         int64[1] low = {{{1 - 2**63}}}>
+        {{
+            shape = Shape <start = 0{end}> (keys)
+            channels = Slice (shape, last, far)
+            tokens = Slice (shape, second, last)
+            before = Slice (shape, low, second)
+            spread = Concat <axis = 0> (last, tokens, channels)
+            flat = Reshape (keys, spread)
+            turned = Transpose <perm = [0, 2, 1]> (flat)
+            back = Concat <axis = 0> (before, channels, tokens)
+            y = Reshape (turned, back)
+        }}
+    """)
+
+
+def test_a_shape_that_ends_early_is_another_one():
+    whole, ended = keys_by_hand(""), keys_by_hand(", end = 3")
+    before = [node.op_type for node in ended.graph]
+    shorten(whole)
+    shorten(ended)
+    assert [node.op_type for node in whole.graph] == ["Transpose"]
+    assert [node.op_type for node in ended.graph] == before
