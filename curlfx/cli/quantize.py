@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from curlfx.cli.network import Seed
 from curlfx.cli.tables import show_table
-from curlfx.errors import DataError, ModelError
+from curlfx.errors import DataError, ModelError, UsageError
 from curlfx.progress import RichProgress
 from curlfx.report.text import count
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGE_AXES = 4  # batch, channels, height, width
 
@@ -34,19 +38,25 @@ def quantize(
     """
     from curlfx.deploy import check_onnx
     from curlfx.deploy import quantize as write_quantised
+    from curlfx.run.directory import STATE
     from curlfx.run.subject import proxy_batches
     from curlfx.sources import load_data
 
     batch, shape = image_axes(model, check_onnx(model).inputs)
+    target = model.with_suffix(".int8.onnx") if out is None else out
+    if out is None and target.exists() and model.with_name(STATE).exists():
+        raise UsageError(
+            f"quantize {model}: {target} belongs to the run in {model.parent}; name another file with --out"
+        )
     source = load_data(data, shape=shape)
-    batches = proxy_batches(source, images, seed)
-    if batch is not None:
+    if batch is None:
+        batches: Sequence[Tensor] = proxy_batches(source, images, seed)
+    else:
         found = min(images, source.size("train"))
         if found < batch:
             raise DataError(f"quantize {model}: takes batches of {batch}, the data gives {found}; want more images")
         joined = source.proxy(found - found % batch, seed)
         batches = joined.split(batch)
-    target = model.with_suffix(".int8.onnx") if out is None else out
     with RichProgress() as progress:
         report = write_quantised(model, batches, target, reduce_range=reduce_range, progress=progress)
     agreement = "" if report.top1_agreement is None else f"{report.top1_agreement:.1%}"

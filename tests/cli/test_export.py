@@ -87,3 +87,15 @@ def test_quantize_refuses(program: Program) -> None:
     assert program("quantize", model).code == 2
     assert program("quantize", model, "--data", "digits", "--images", 0).code == 2
     assert sorted(Path.cwd().iterdir()) == before
+
+
+def test_quantize_leaves_the_files_of_a_run(program: Program) -> None:
+    model = exported(program)
+    Path("state.json").write_text("{}")
+    assert program("quantize", model, "--data", "digits", "--images", 8).code == 0
+    kept = Path("net.int8.onnx").read_bytes()
+    refused(
+        program("quantize", model, "--data", "digits", "--images", 9), "net.int8.onnx belongs to the run in", "--out"
+    )
+    assert Path("net.int8.onnx").read_bytes() == kept
+    assert program("quantize", model, "--data", "digits", "--images", 9, "--out", "net.int8.onnx").code == 0
