@@ -10,7 +10,7 @@ import typer
 
 from curlfx.cli.network import Classes, Frozen, Model, Seed, Shape, Weights, open_coupling, open_network
 from curlfx.cli.tables import show_table
-from curlfx.errors import BudgetError, PlanError, TargetError, UsageError
+from curlfx.errors import PlanError, TargetError, UsageError
 from curlfx.files import write_bytes
 from curlfx.progress import RichProgress
 from curlfx.report.text import count, share
@@ -173,11 +173,7 @@ def _measured(
         f"latency table: {error.networks} networks, predicted to {error.median:.1%} (median), {error.worst:.1%} (worst)"
     )
     print(f"latency: measured {found.measured_ms:.3g} ms, target {found.limit_ms:.3g}, dense {found.dense_ms:.3g}")
-    if not found.met:
-        raise BudgetError(
-            f"latency_ms: the best of {len(found.attempts)} plans was measured at {found.measured_ms:.3g} ms, the "
-            f"target is {found.limit_ms:.3g}; raise it, lower --floor, or measure when the machine is idle"
-        )
+    found.require("raise the target, lower --floor, or measure when the machine is idle")
     return found.plan
 
 

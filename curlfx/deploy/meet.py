@@ -17,6 +17,7 @@ from curlfx.graph import TracedModel
 from curlfx.importance.scores import Scores
 from curlfx.planning import SlimPlan
 from curlfx.planning import plan as make_plan
+from curlfx.planning.budget import nothing_can_go
 from curlfx.planning.choose import SOLVERS, check_worth
 from curlfx.planning.target import Amount, parse_targets
 from curlfx.progress import Progress, StepEvent, StepTimer
@@ -61,6 +62,12 @@ class MeasuredPlan:
     measured_ms: float
     met: bool
     attempts: tuple[Attempt, ...]
+
+    def require(self, advice: str) -> None:
+        """Raises: BudgetError with ``advice`` when the target was not met."""
+        if not self.met:
+            found = f"the best of {len(self.attempts)} plans was measured at {self.measured_ms:.3g} ms"
+            raise BudgetError(f"latency_ms: {found} of {self.limit_ms:.3g} ms; {advice}")
 
 
 def plan_for_latency(
@@ -148,8 +155,7 @@ def check_request(
     if allocation in SOLVERS:
         check_worth("channel" if per == "auto" else per, scores)
     if not coupling.groups:
-        reasons = "; ".join(dict.fromkeys(frozen.reason for frozen in coupling.frozen[:3])) or "it has no layers"
-        raise BudgetError(f"latency_ms: no channel of this network can go: {reasons}")
+        raise nothing_can_go("latency_ms", coupling)
     costs = CostModel(traced, coupling)
     boundless = replace(costs.dense, latency_ms=sys.float_info.max)
     parse_targets({"latency_ms": target["latency_ms"]}, boundless)

@@ -73,8 +73,7 @@ class Search:
         target = next(target for target in self.targets if not target.met(least))
         name = f"{target.quantity} {target.percent(target.limit):.4g} % of dense cannot be reached"
         if not coupling.groups:
-            reasons = "; ".join(dict.fromkeys(frozen.reason for frozen in coupling.frozen[:3])) or "it has no layers"
-            return BudgetError(f"{name}: no channel of this network can go: {reasons}")
+            return nothing_can_go(name, coupling)
         if target.quantity == "latency_ms":
             return BudgetError(
                 f"{name}: the least is {target.percent(target.value(least)):.3g} %; {self._advice(target)}"
@@ -102,6 +101,12 @@ class Search:
                 changes += [f"round_to={round_to}"] * (round_to != self.round_to)
                 return f"{' and '.join(changes)} would reach {target.percent(target.value(cost)):.3g} %"
         return "raise the target, or freeze fewer layers"
+
+
+def nothing_can_go(name: str, coupling: Coupling) -> BudgetError:
+    """The error for a target of a network without free channels: why it has none."""
+    reasons = "; ".join(dict.fromkeys(frozen.reason for frozen in coupling.frozen[:3])) or "it has no layers"
+    return BudgetError(f"{name}: no channel of this network can go: {reasons}")
 
 
 def _shares(layers: dict[str, int], dense: int) -> str:

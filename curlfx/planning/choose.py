@@ -28,7 +28,7 @@ from curlfx.planning.price import Per, name_of, priced, resolve_per
 from curlfx.planning.slim_plan import SlimPlan
 from curlfx.planning.structure import class_of
 from curlfx.planning.target import Amount, parse_targets
-from curlfx.planning.units import Ints, Units, kept_positions, make_units, rank_globally, rank_uniformly
+from curlfx.planning.units import Ints, Units, first_channels, kept_positions, make_units, rank_globally, rank_uniformly
 
 Allocation = Literal["global", "uniform", "knapsack", "greedy"]
 _LARGEST_STEP = 2**16
@@ -138,7 +138,7 @@ def plan_from_widths(
     Raises: PlanError for a name that fits no group, or a width that the group cannot have.
     """
     costs = costs or CostModel(traced, coupling)
-    scores = scores or _first_channels(coupling)
+    scores = scores or first_channels(coupling)
     units = make_units(coupling, scores)
     removed = _removed_for(widths, units)
     return SlimPlan(
@@ -197,10 +197,6 @@ def _provenance(traced: TracedModel, scores: Scores) -> dict[str, JsonValue]:
         "class": class_of(traced),
         **{name: int(number) for name, number in scores.details.items()},
     }
-
-
-def _first_channels(coupling: Coupling) -> Scores:
-    return Scores("first", {group.id: -np.arange(group.width, dtype=np.float64) for group in coupling.groups})
 
 
 def frozen_names(coupling: Coupling) -> tuple[str, ...]:

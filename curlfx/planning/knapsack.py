@@ -23,7 +23,7 @@ from curlfx.planning.units import Floats, Ints, Units
 ROUNDS = 24  # linearisations
 OPTIONS = 13  # widths of a group that one knapsack chooses from
 TIGHTEN = 3  # times that bounds are tightened by what linearisation overlooked before the neighbourhood shrinks
-NODES, GAP = 1000, 1e-3  # of one integer program; a limit in nodes gives the same plan on every machine
+NODES, GAP = 1000, 1e-3  # of one integer program: unlike seconds, nodes give the same plan on every machine
 ENOUGH = 1e-3  # relative gain in what is lost below which a wide neighbourhood is left
 
 

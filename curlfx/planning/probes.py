@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from curlfx.coupling import Coupling
-from curlfx.importance.scores import Scores
-from curlfx.planning.units import kept_positions, make_units
+from curlfx.planning.units import first_channels, kept_positions, make_units
 
 Keep = dict[str, tuple[int, ...]]
 LEAST, SPREAD = 0.3, 0.35  # kept share of the narrowest network, and how far a group may be from its network's share
@@ -19,8 +18,7 @@ def random_widths(coupling: Coupling, count: int, *, round_to: int, seed: int) -
     Widths are multiples of ``round_to`` as those of a plan are. The first channels of a group stay, those of each of
     its blocks. None of them is whole or comes twice, as far as the widths of the network allow.
     """
-    firsts = Scores("first", {group.id: -np.arange(group.width, dtype=np.float64) for group in coupling.groups})
-    units = make_units(coupling, firsts)
+    units = make_units(coupling, first_channels(coupling))
     generator = np.random.default_rng(seed)
     levels = generator.permutation(np.linspace(LEAST, 1.0, count))
     steps = units.steps(round_to)

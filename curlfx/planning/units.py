@@ -97,6 +97,11 @@ class Units:
         return rounded
 
 
+def first_channels(coupling: Coupling) -> Scores:
+    """Scores by which the first channels of every group stay."""
+    return Scores("first", {group.id: -np.arange(group.width, dtype=np.float64) for group in coupling.groups})
+
+
 def make_units(coupling: Coupling, scores: Scores) -> Units:
     """The removal units of all groups. Raises: PlanError when the scores are for other groups."""
     scores.check(coupling)

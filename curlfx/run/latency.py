@@ -6,7 +6,6 @@ from typing import Any
 
 from curlfx.deploy.measure import TableSettings, measure_latency
 from curlfx.deploy.meet import plan_for_latency
-from curlfx.errors import BudgetError
 from curlfx.planning import SlimPlan
 from curlfx.run.job import Job
 from curlfx.run.subject import plan_options
@@ -48,13 +47,11 @@ def plan_measured(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
     )
     for number, attempt in enumerate(found.attempts, 1):
         job.say(f"plan {number}: predicted {attempt.predicted_ms:.3g} ms, measured {attempt.measured_ms:.3g} ms")
-    reached = f"{found.measured_ms:.3g} ms of {found.limit_ms:.3g} ms"
-    if not found.met:
-        raise BudgetError(
-            f"latency_ms: the best of {len(found.attempts)} plans was measured at {reached}; raise the target or lower "
-            f"the floor in a new run, or go on when the machine is idle: curlfx run resume={job.directory.path}"
-        )
-    job.say(f"latency: {reached}")
+    found.require(
+        "raise the target or lower the floor in a new run, or go on when the machine is idle: "
+        f"curlfx run resume={job.directory.path}"
+    )
+    job.say(f"latency: {found.measured_ms:.3g} ms of {found.limit_ms:.3g} ms")
     measured = {
         "limit_ms": found.limit_ms,
         "dense_ms": found.dense_ms,
