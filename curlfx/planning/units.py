@@ -84,7 +84,10 @@ class Units:
             step, size, blocks = max(lacking, default=1), int(self.sizes[position]), int(self.blocks[position])
             least = FEWEST if round_to >= FEWEST else 1
             while (
-                not self.whole[position] and step // math.gcd(blocks, step) >= size and step % 2 == 0 and step > least
+                not self.whole[position]
+                and step // math.gcd(blocks, step) >= size
+                and step % 2 == 0
+                and step // 2 >= least
             ):
                 step //= 2
             steps[position] = step // math.gcd(blocks, step)

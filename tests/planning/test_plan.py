@@ -143,6 +143,7 @@ def test_groups_as_narrow_as_the_multiple_take_a_part_of_it() -> None:
     units = make_units(coupling, scores)
     assert units.steps(16).tolist() == [4, 8, 16, 4, 4, 4]  # what onnxruntime reads at a time, at least
     assert units.steps(2).tolist() == [2, 2, 2, 2, 2, 1]
+    assert units.steps(12).tolist() == [6, 12, 12, 6, 6, 6]  # the half of 6 would be less than 4
     assert units.steps(1).tolist() == [1] * 6
     found = plan(traced, coupling, scores, {"macs": "40%"}, round_to=16, floor=0.0)
     choices = {8: (4, 8), 16: (8, 16), 24: (16, 24), 6: (4, 6), 4: (4,), 2: (2,)}
