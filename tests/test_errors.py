@@ -3,7 +3,7 @@
 import pytest
 
 from curlfx import errors
-from curlfx.errors import CheckError, CurlfxError, InvariantError, UsageError
+from curlfx.errors import CheckError, CurlfxError, InvariantError, UsageError, first_line
 
 TREE = [getattr(errors, name) for name in errors.__all__]
 
@@ -20,3 +20,11 @@ def test_exit_code(error: type[CurlfxError]) -> None:
 def test_every_error_is_public() -> None:
     kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)}
     assert set(TREE) == kinds
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("one", "one"), ("\n \n  two words \nmore", "two words"), ("", "RuntimeError"), (" \n", "RuntimeError")],
+)
+def test_first_line(text: str, wanted: str) -> None:
+    assert first_line(RuntimeError(text)) == wanted

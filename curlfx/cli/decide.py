@@ -107,9 +107,7 @@ def plan(
     gets the width that is given; without scores its first channels stay, which is for structures that are trained anew.
     """
     from curlfx.cli.widths import parsed_widths
-    from curlfx.deploy.session import provider_name
-    from curlfx.planning import plan as make_plan
-    from curlfx.planning import plan_from_widths, resolve_round_to
+    from curlfx.planning import plan_from_widths
     from curlfx.report.layers import group_rows
 
     given = parsed_widths(widths, width or [])
@@ -127,30 +125,42 @@ def plan(
     if given or ranking is None:
         found = plan_from_widths(traced, coupling, ranking, given)
     else:
-        provider_name(provider)
-        step = resolve_round_to("auto" if round_to == "auto" else _whole(round_to), provider)
-        options: dict[str, Any] = {"round_to": step, "floor": floor, "per": per}
-        options |= {} if allocation is None else {"allocation": allocation}
-        if "latency_ms" in targets:
-            from curlfx.deploy import TableSettings
-
-            place = TableSettings(
-                provider=provider, threads=threads, batch_size=batch_size, probes=probes, round_to=step
-            )
-            found = _measured(traced, coupling, ranking, targets, place, options)
-        else:
-            idle = next((name for name in OF_A_MEASUREMENT if _chosen(context, name)), None)
-            if idle is not None:
-                raise UsageError(
-                    f"--{idle.replace('_', '-')}: nothing is measured without --target latency_ms=…; leave it out"
-                )
-            found = make_plan(traced, coupling, ranking, targets, **options)
+        chosen = {"floor": floor, "per": per, "allocation": allocation}
+        place = {"provider": provider, "threads": threads, "batch_size": batch_size, "probes": probes}
+        found = _by_target(context, traced, coupling, ranking, targets, round_to, chosen, place)
     found = found.noting(model=model, arguments={} if classes is None else {"num_classes": classes})
     found.save(out)
     show_plan(found)
     rows = [(row["id"], str(row["width"]), str(row["kept"])) for row in group_rows(coupling, found.keep)]
     show_table(("group", "before", "after"), rows)
     print(out)
+
+
+def _by_target(
+    context: typer.Context,
+    traced: TracedModel,
+    coupling: Coupling,
+    scores: Scores,
+    targets: dict[str, Amount],
+    round_to: str,
+    options: dict[str, Any],
+    place: dict[str, Any],
+) -> SlimPlan:
+    """A plan that meets the targets; a latency is measured at ``place``. Raises: as `curlfx.plan`; UsageError."""
+    from curlfx.deploy import TableSettings
+    from curlfx.deploy.session import provider_name
+    from curlfx.planning import plan as make_plan
+    from curlfx.planning import resolve_round_to
+
+    provider_name(place["provider"])
+    step = resolve_round_to("auto" if round_to == "auto" else _whole(round_to), place["provider"])
+    options = {**options, "round_to": step}
+    if "latency_ms" in targets:
+        return _measured(traced, coupling, scores, targets, TableSettings(**place, round_to=step), options)
+    idle = next((name for name in OF_A_MEASUREMENT if _chosen(context, name)), None)
+    if idle is not None:
+        raise UsageError(f"--{idle.replace('_', '-')}: nothing is measured without --target latency_ms=…; leave it out")
+    return make_plan(traced, coupling, scores, targets, **options)
 
 
 def _measured(

@@ -18,6 +18,8 @@ from scipy import sparse
 
 Labels = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int64]
+Alive = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class Prices:
     constants: Counts
     block: int
 
-    def counts(self, alive: npt.NDArray[np.bool_]) -> Counts:
+    def counts(self, alive: Alive) -> Counts:
         """Counts of every row, ``(rows,)``."""
         result: Counts = self.matrix @ alive.astype(np.int64)
         return result

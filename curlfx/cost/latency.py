@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import nnls
 
+from curlfx.cost.counting import Alive, Floats
 from curlfx.cost.quantities import Quantities
 
-Floats = npt.NDArray[np.float64]
-Alive = npt.NDArray[np.bool_]
 SAME = 1e-6  # relative difference up to which sizes at the measured widths are those of a quantity
 
 

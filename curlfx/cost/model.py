@@ -7,19 +7,16 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from curlfx.cost.contraction import Contraction, contractions, per_image
-from curlfx.cost.counting import Box, Counts, Tally
+from curlfx.cost.counting import Alive, Box, Counts, Tally
 from curlfx.cost.latency import LatencyModel
 from curlfx.cost.macs import batch_size, tensors_read
 from curlfx.cost.operands import box_of
 from curlfx.coupling import Coupling, GroupId
 from curlfx.errors import KeepError
 from curlfx.graph import TracedModel
-
-Alive = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from curlfx.cost.contraction import contractions
-from curlfx.cost.counting import Box, Labels, Tally
+from curlfx.cost.counting import Alive, Box, Floats, Labels, Tally
 from curlfx.cost.operands import box_of
 from curlfx.coupling import Coupling
 from curlfx.graph import TracedModel
-
-Floats = npt.NDArray[np.float64]
-Alive = npt.NDArray[np.bool_]
 
 
 class Quantities:

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from curlfx.deploy.messages import first_line
 from curlfx.deploy.statistics import Timings
-from curlfx.errors import ConfigError, ModelError
+from curlfx.errors import ConfigError, ModelError, first_line
 
 WARMUP = 20  # calls: kernels are chosen and compiled, the clock rises
 _IMAGE_AXES = 4

@@ -20,7 +20,6 @@ from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from curlfx.deploy.messages import first_line
 from curlfx.deploy.model_file import PROTOBUF_LIMIT, OnnxFile, check_onnx, describe
 from curlfx.deploy.operators import operators_read_once
 from curlfx.deploy.parity import TOLERANCE, parity
@@ -31,7 +30,7 @@ from curlfx.deploy.repair import repair
 from curlfx.deploy.shorten import shorten
 from curlfx.deploy.simplify import check_simplifier
 from curlfx.deploy.simplify import simplify as run_onnxslim
-from curlfx.errors import ConfigError, InvariantError, ModelError
+from curlfx.errors import ConfigError, InvariantError, ModelError, first_line
 from curlfx.files import unwritable, written
 
 OPSET = 20

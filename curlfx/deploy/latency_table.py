@@ -13,7 +13,8 @@ from typing import Any, Self
 import numpy as np
 
 from curlfx.cost import CostModel, LatencyModel, PredictionError
-from curlfx.cost.latency import Alive, Floats, NodeSamples
+from curlfx.cost.counting import Alive, Floats
+from curlfx.cost.latency import NodeSamples
 from curlfx.cost.quantities import Quantities
 from curlfx.coupling import Coupling
 from curlfx.deploy.profile import NodeTime

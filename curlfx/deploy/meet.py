@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,14 +11,14 @@ from curlfx.cost import CostModel
 from curlfx.coupling import Coupling
 from curlfx.deploy.environment import environment
 from curlfx.deploy.latency_table import LatencyTable
-from curlfx.deploy.measure import Stopwatch, TableSettings
+from curlfx.deploy.measure import Keep, Stopwatch, TableSettings
 from curlfx.errors import BudgetError, PlanError, TargetError
 from curlfx.graph import TracedModel
 from curlfx.importance.scores import Scores
 from curlfx.planning import SlimPlan
 from curlfx.planning import plan as make_plan
 from curlfx.planning.budget import nothing_can_go
-from curlfx.planning.choose import SOLVERS, check_worth
+from curlfx.planning.choose import SOLVERS, check_worth, default_allocation
 from curlfx.planning.target import Amount, parse_targets
 from curlfx.progress import Progress, StepEvent, StepTimer
 
@@ -41,6 +41,10 @@ class Attempt:
     plan: SlimPlan
     predicted_ms: float
     measured_ms: float
+
+    def scaled(self, factor: float) -> Attempt:
+        """The same on a machine that takes ``factor`` times as long."""
+        return Attempt(self.plan, factor * self.predicted_ms, factor * self.measured_ms)
 
 
 @dataclass(frozen=True)
@@ -94,53 +98,33 @@ def plan_for_latency(
         table: Of `curlfx.measure_latency`; gets a sample for every attempt but the last. Times are scaled to what the
             dense network takes now.
         settings: Those that the table was measured with; None takes them from it.
-        options: Of `curlfx.plan`; ``allocation`` is ``"knapsack"`` unless given, and ``"global"`` with ``per``.
+        options: Of `curlfx.plan`.
 
     Raises: as `curlfx.plan`; TargetError when ``latency_ms`` is no target; PlanError when the table was measured with
         other settings.
     """
     if "latency_ms" not in target:
         raise TargetError(f"target = {dict(target)!r}: want latency_ms among them, like {{'latency_ms': '50%'}}")
-    weighed = options.get("per", "auto") in ("auto", "channel")  # else scores are divided by what a knapsack weighs
-    options = {"allocation": "knapsack" if weighed else "global", **options}
-    settings, costs = _settings(table, settings), table.costs(traced, coupling)
+    settings = _settings(table, settings)
     attempts: list[Attempt] = []
     timer = StepTimer(ROUNDS)
     with Stopwatch(traced, coupling, settings) as stopwatch:
         dense_now = stopwatch.dense_now()
         drift = dense_now / table.dense_ms  # of the machine since the table was measured
-        limit_ms = _limit(target, costs, dense_now) / drift
-        factor = table.dense_ms / _predicted(costs)
-        while len(attempts) < ROUNDS:
-            bounds = {**target, "latency_ms": min(limit_ms / factor, _predicted(costs))}
-            try:
-                found = make_plan(traced, coupling, scores, bounds, costs=costs, **options)
-            except BudgetError:
-                if not attempts:
-                    raise
-                break  # the corrected table says that it cannot be reached: what was measured is what there is
-            if any(found.keep == attempt.plan.keep for attempt in attempts):
-                break
-            sample = stopwatch.sample(found.keep, table.dense_ms)
-            plan = found.model_copy(update={"target": dict(target)})
-            attempts.append(Attempt(plan, drift * (found.after.latency_ms or 0.0), drift * sample.milliseconds))
+        limit_ms = _limit(target, table.costs(traced, coupling), dense_now) / drift
+        for attempt in _attempts(stopwatch, scores, target, table, limit_ms, options):
+            attempts.append(attempt)
             if progress is not None:
                 step = len(attempts)
                 progress.on_step(StepEvent("plan", 0, step, ROUNDS, seconds_left=timer.seconds_left(step)))
-            if 1 - TOLERANCE <= sample.milliseconds / limit_ms <= 1 + OVER:
-                break
-            table.samples.append(sample)
-            costs = table.costs(traced, coupling)
-            factor = sample.milliseconds / (costs.evaluate(sample.alive).latency_ms or sample.milliseconds)
-    limit_ms *= drift
     best = min(attempts, key=lambda attempt: _distance(attempt.measured_ms / limit_ms))
     return MeasuredPlan(
         plan=best.plan,
-        limit_ms=limit_ms,
+        limit_ms=drift * limit_ms,
         dense_ms=dense_now,
-        measured_ms=best.measured_ms,
+        measured_ms=drift * best.measured_ms,
         met=best.measured_ms <= (1 + TOLERANCE) * limit_ms,
-        attempts=tuple(attempts),
+        attempts=tuple(attempt.scaled(drift) for attempt in attempts),
     )
 
 
@@ -151,7 +135,8 @@ def check_request(
 
     Raises: as `plan_for_latency`.
     """
-    per, allocation = options.get("per", "auto"), options.get("allocation")
+    per = options.get("per", "auto")
+    allocation = options.get("allocation") or default_allocation(target, per)
     if allocation in SOLVERS:
         check_worth("channel" if per == "auto" else per, scores)
     if not coupling.groups:
@@ -162,6 +147,42 @@ def check_request(
     others = {name: amount for name, amount in target.items() if name != "latency_ms"} or {"macs": "100%"}
     plainly = {"allocation": "global", "per": "channel" if per == "latency" else per}
     make_plan(traced, coupling, scores, others, costs=costs, **{**options, **plainly})
+
+
+def _attempts(
+    stopwatch: Stopwatch,
+    scores: Scores,
+    target: Mapping[str, Amount],
+    table: LatencyTable,
+    limit_ms: float,
+    options: Mapping[str, Any],
+) -> Iterator[Attempt]:
+    """Plans and their measurements, in milliseconds of the table; the last one meets the limit, or there is no other.
+
+    Raises: as `curlfx.plan`, for the first plan.
+    """
+    traced, coupling = stopwatch.traced, stopwatch.coupling
+    costs, tried = table.costs(traced, coupling), list[Keep]()
+    factor = table.dense_ms / _predicted(costs)  # measured over predicted, for the newest plan
+    while len(tried) < ROUNDS:
+        bounds = {**target, "latency_ms": min(limit_ms / factor, _predicted(costs))}
+        try:
+            found = make_plan(traced, coupling, scores, bounds, costs=costs, **options)
+        except BudgetError:
+            if not tried:
+                raise
+            return  # the corrected table says that it cannot be reached: what was measured is what there is
+        if found.keep in tried:
+            return
+        tried.append(found.keep)
+        sample = stopwatch.sample(found.keep, table.dense_ms)
+        plan = found.model_copy(update={"target": dict(target)})
+        yield Attempt(plan, found.after.latency_ms or 0.0, sample.milliseconds)
+        if 1 - TOLERANCE <= sample.milliseconds / limit_ms <= 1 + OVER:
+            return
+        table.samples.append(sample)
+        costs = table.costs(traced, coupling)
+        factor = sample.milliseconds / (costs.evaluate(sample.alive).latency_ms or sample.milliseconds)
 
 
 def _settings(table: LatencyTable, given: TableSettings | None) -> TableSettings:

@@ -10,8 +10,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from curlfx.deploy.messages import first_line
-from curlfx.errors import ModelError
+from curlfx.errors import ModelError, first_line
 
 PROTOBUF_LIMIT = 2**31 - 2**20  # bytes of one message, with room for the graph beside the weights
 

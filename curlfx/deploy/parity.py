@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from curlfx.deploy.messages import first_line
 from curlfx.deploy.session import open_session
-from curlfx.errors import ConfigError, ModelError, VerificationError
+from curlfx.errors import ConfigError, ModelError, VerificationError, first_line
 
 TOLERANCE = 1e-4
 

@@ -20,10 +20,9 @@ from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
 from curlfx.deploy.examples import describe_inputs, make_inputs
-from curlfx.deploy.messages import first_line
 from curlfx.deploy.quiet import quiet
 from curlfx.deploy.screen import NOTES, screen
-from curlfx.errors import CurlfxError, ModelError, SavedError
+from curlfx.errors import CurlfxError, ModelError, SavedError, first_line
 from curlfx.files import write_bytes
 from curlfx.graph.clean import clean
 from curlfx.graph.inline import inline

@@ -18,11 +18,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
 from curlfx.deploy.feeds import TYPES
-from curlfx.deploy.messages import first_line
 from curlfx.deploy.model_file import PROTOBUF_LIMIT, check_onnx
 from curlfx.deploy.quiet import quiet
 from curlfx.deploy.session import open_session
-from curlfx.errors import ConfigError, DataError, ModelError
+from curlfx.errors import ConfigError, DataError, ModelError, first_line
 from curlfx.files import unwritable, written
 from curlfx.progress import Progress, StepEvent, StepTimer
 

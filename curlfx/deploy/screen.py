@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-from curlfx.deploy.messages import first_line
-from curlfx.errors import SavedError
+from curlfx.errors import SavedError, first_line
 
 NOTES = "curlfx.json"
 EXAMPLES = "data/sample_inputs/model.pt"

@@ -10,9 +10,8 @@ import onnxruntime
 
 from curlfx.deploy.environment import cores
 from curlfx.deploy.memory_probe import make_options
-from curlfx.deploy.messages import first_line
 from curlfx.deploy.model_file import read_onnx
-from curlfx.errors import ConfigError, ModelError
+from curlfx.errors import ConfigError, ModelError, first_line
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

@@ -7,8 +7,7 @@ import importlib.util
 import onnx
 from onnxscript import ir
 
-from curlfx.deploy.messages import first_line
-from curlfx.errors import ConfigError, ModelError
+from curlfx.errors import ConfigError, ModelError, first_line
 
 
 def check_simplifier() -> None:

@@ -15,7 +15,7 @@ from torch.fx import Graph, GraphModule
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from curlfx.errors import InvariantError, TraceError
+from curlfx.errors import InvariantError, TraceError, first_line
 from curlfx.graph import fold
 from curlfx.graph.clean import clean, free_layouts
 from curlfx.graph.forward import Forward, check_reads, described_forward, replaced_forward
@@ -185,7 +185,7 @@ def _try_forward(model: nn.Module, inputs: tuple[Any, ...]) -> None:
         place = raised_at(error.__traceback__)
         raise TraceError(
             f"{place + ': ' if place else ''}{described_forward(model)} fails on the example inputs "
-            f"({_described(inputs)}): {_first_line(error)}; give inputs of the shape and type it takes"
+            f"({_described(inputs)}): {first_line(error)}; give inputs of the shape and type it takes"
         ) from error
 
 
@@ -196,13 +196,9 @@ def _refused(error: Exception) -> TraceError:
         reason = "the control flow depends on values of a tensor"
         advice = "compute it without a branch (torch.where), or trace a function that does without it: trace(forward=…)"
     else:
-        reason = f"torch.export refuses the model: {name}: {_first_line(error)}"
+        reason = f"torch.export refuses the model: {name}: {first_line(error)}"
         advice = "rewrite this line with ordinary tensor operations, or trace a function without it: trace(forward=…)"
     return TraceError(f"{place}: {reason}; {advice}")
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _described(inputs: tuple[Any, ...]) -> str:

@@ -44,7 +44,8 @@ class Search:
         meets the targets, and one unit less would not.
         Raises: BudgetError.
         """
-        caps, steps = self.units.caps(self.floor), self.units.steps(self.round_to)
+        steps = self.units.steps(self.round_to)
+        caps = self.units.caps(self.floor, steps)
         order = self.ranking(self.units, caps)
 
         def after(count: int) -> Ints:

@@ -53,7 +53,7 @@ def plan(
     round_to: int | Literal["auto"] = "auto",
     global_pruning: bool = True,
     floor: float = 0.3,
-    allocation: Allocation = "global",
+    allocation: Allocation | None = None,
     per: Per = "auto",
     costs: CostModel | None = None,
 ) -> SlimPlan:
@@ -73,6 +73,7 @@ def plan(
         allocation: ``"global"`` ranks the channels of all groups together (CURL); ``"uniform"`` takes the same share of
             every group, the lowest scores first (a control); ``"knapsack"`` chooses the widths that keep the largest
             sum of scores within the bounds, by integer programming; ``"greedy"`` the same step by step (a control).
+            None: see `default_allocation`.
         per: Divide scores by what a channel of its group costs: ``"macs"``, ``"padded_macs"`` or ``"latency"`` it saves
             in the dense network, or as given, a mapping or function of groups; ``"channel"`` leaves them (CURL).
             ``"auto"`` is ``"macs"`` for scores by ``kl`` that are ranked globally to reach MACs, else ``"channel"``.
@@ -82,6 +83,7 @@ def plan(
         in the way; PlanError when the scores belong to another network.
     Source: CURL (arXiv:1911.08114), index generation, with the number of removed channels found by bisection.
     """
+    allocation = allocation or default_allocation(target, per)
     if allocation not in (*RANKINGS, *SOLVERS):
         raise PlanError(f"allocation = {allocation!r}: want one of {', '.join((*RANKINGS, *SOLVERS))}")
     if not (_is_number(floor) and 0 <= floor < 1):
@@ -96,7 +98,8 @@ def plan(
     removed, facts = search.removed(coupling), _provenance(traced, scores)
     if allocation in SOLVERS:
         check_worth(per, scores)
-        caps, steps = units.caps(search.floor), units.steps(step)
+        steps = units.steps(step)
+        caps = units.caps(search.floor, steps)
         found = SOLVERS[allocation](Knapsack(units, costs, targets, caps, steps), removed)
         removed = found.removed
         facts |= {"rounds": found.rounds} | ({"gap": found.gap} if math.isfinite(found.gap) else {})
@@ -169,6 +172,11 @@ def resolve_round_to(round_to: int | Literal["auto"], provider: str = "cpu") -> 
     if not (_is_number(round_to) and 1 <= round_to <= _LARGEST_STEP and int(round_to) == round_to):
         raise TargetError(f"round_to = {round_to!r}: want 'auto' or a whole number from 1 to {_LARGEST_STEP}")
     return int(round_to)
+
+
+def default_allocation(target: Mapping[str, Amount], per: Per) -> Allocation:
+    """``"knapsack"`` for a latency, unless scores are divided by what it weighs itself; else ``"global"``."""
+    return "knapsack" if "latency_ms" in target and per in ("auto", "channel") else "global"
 
 
 def check_worth(per: Per, scores: Scores) -> None:

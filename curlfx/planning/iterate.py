@@ -59,10 +59,11 @@ def prune_iteratively(
     costs = options.pop("costs", None) or CostModel(traced, coupling)
     if steps == 1:
         return plan(traced, coupling, score(traced, coupling), target, per=per, costs=costs, **options)
-    _check_steps(options.get("allocation"), per)
+    options["allocation"] = options.get("allocation") or "global"
+    _check_steps(options["allocation"], per)
     targets = parse_targets(target, costs.dense)
     scores = score(traced, coupling)
-    allocation = options.get("allocation", "global") if options.get("global_pruning", True) else "uniform"
+    allocation = options["allocation"] if options.get("global_pruning", True) else "uniform"
     per = resolve_per(per, scores.criterion, allocation, target)
     scores = priced(scores, per, costs, coupling)
     bounds = [*(_amounts(targets, number, steps) for number in range(1, steps)), target]

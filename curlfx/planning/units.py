@@ -59,26 +59,32 @@ class Units:
         alive[self.channels[self.channel_rank < removed[self.channel_group]]] = False
         return alive
 
-    def caps(self, floor: Fraction) -> Ints:
+    def caps(self, floor: Fraction, steps: Ints | None = None) -> Ints:
         """Most units that may go, ``(G,)``: one goes only while the kept share is at least ``floor``; one always stays.
+
+        With ``steps`` none may go of a group that has no other multiple than the whole.
 
         Source: CURL (arXiv:1911.08114), index generation: the check precedes the removal, so of 64 channels 19 are
         left at 0.3.
         """
         allowed = self.sizes * (floor.denominator - floor.numerator) // floor.denominator + 1
         caps: Ints = np.clip(allowed, 0, self.sizes - 1)
-        return caps
+        return caps if steps is None else np.where(steps < self.sizes, caps, 0)
 
     def steps(self, round_to: int) -> Ints:
         """Kept units of each group come in multiples of this, ``(G,)``, so that kept channels do of ``round_to``.
 
-        Whole blocks take what is left to make a multiple once the channels inside them come in steps of their own.
-        Another group that is no wider than ``round_to`` would have no choice at all; it takes the half of it, or the
-        quarter and so on, that leaves one, but no less than 4: onnxruntime leaves its fast path where a convolution
-        reads other numbers of channels.
+        Of blocks no wider than ``round_to`` only whole ones go, where some of them make a multiple: a runtime that
+        works on as many channels at a time saves nothing inside them. Else whole blocks take what is left to make a
+        multiple once the channels inside them come in steps of their own. Another group that is no wider than
+        ``round_to`` would have no choice at all; it takes the half of it, or the quarter and so on, that leaves one,
+        but no less than 4: onnxruntime leaves its fast path where a convolution reads other numbers of channels.
         """
-        steps = np.ones_like(self.sizes)
+        steps, narrow = np.ones_like(self.sizes), self._only_whole(round_to)
         for position in np.argsort(self.whole, kind="stable").tolist():
+            if position in narrow:
+                steps[position] = self.sizes[position]
+                continue
             inner = [int(steps[child]) for child in self.inside[position]]
             lacking = [round_to // math.gcd(round_to, step) for step in inner] if self.whole[position] else [round_to]
             step, size, blocks = max(lacking, default=1), int(self.sizes[position]), int(self.blocks[position])
@@ -92,6 +98,16 @@ class Units:
                 step //= 2
             steps[position] = step // math.gcd(blocks, step)
         return steps
+
+    def _only_whole(self, round_to: int) -> set[int]:
+        """The groups inside of whose blocks nothing goes, as they are no wider than ``round_to``."""
+        found: set[int] = set()
+        for position in np.flatnonzero(self.whole).tolist():
+            widths = [int(self.sizes[child]) for child in self.inside[position]]
+            lacking = max((round_to // math.gcd(round_to, width) for width in widths), default=1)
+            if widths and max(widths) <= round_to and lacking < self.sizes[position]:
+                found |= set(self.inside[position])
+        return found
 
     def rounded(self, removed: Ints, steps: Ints) -> Ints:
         """``removed`` after the best units were given back until kept units are multiples of ``steps``, or all."""
@@ -184,14 +200,18 @@ def rank_globally(units: Units, caps: Ints) -> Ints:
 
 
 def rank_uniformly(units: Units, caps: Ints) -> Ints:
-    """All removable units in the order in which a ratio that grows in every group alike takes them; whole blocks stay.
+    """All removable units in the order in which a ratio that grows in every group alike takes them.
 
+    Whole blocks stay where the channels inside them may go.
     Where several groups reach the same ratio, the one with the lowest score gives first; so widths differ from a
     common ratio by one unit at most (by one multiple, when they are rounded).
     Shapes: caps ``(G,)``; result ``(K,)``, the group of each unit.
     """
     share = (units.rank + 1) / units.sizes[units.group]
-    return _ranked(units, np.where(units.whole, 0, caps), np.lexsort((units.rank, units.group, units.score, share)))
+    double = [
+        whole and any(caps[inside] > 0) for whole, inside in zip(units.whole, map(list, units.inside), strict=True)
+    ]
+    return _ranked(units, np.where(double, 0, caps), np.lexsort((units.rank, units.group, units.score, share)))
 
 
 def _ranked(units: Units, caps: Ints, order: Ints) -> Ints:

@@ -7,7 +7,8 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from curlfx.cost.model import Alive, CostModel
+from curlfx.cost.counting import Alive
+from curlfx.cost.model import CostModel
 from curlfx.coupling import Coupling, Site
 from curlfx.graph.traced import TracedModel
 

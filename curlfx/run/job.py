@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from curlfx.cost.model import Alive, CostModel
+from curlfx.cost.counting import Alive
+from curlfx.cost.model import CostModel
 from curlfx.coupling import Coupling, couple
 from curlfx.errors import OutputError, PlanError
 from curlfx.files import write_bytes

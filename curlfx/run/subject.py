@@ -17,7 +17,7 @@ from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel
 from curlfx.importance import check_criterion, score
 from curlfx.planning import SlimPlan, prune_iteratively, resolve_round_to
-from curlfx.planning.choose import SOLVERS
+from curlfx.planning.choose import SOLVERS, default_allocation
 from curlfx.planning.iterate import ScoreFunction
 from curlfx.recovery.hardware import choose_device
 from curlfx.run.config import PUBLISHED, RunConfig
@@ -111,8 +111,7 @@ def make_plan(
 
 def plan_options(config: RunConfig) -> dict[str, Any]:
     """What `curlfx.planning.plan` takes beside a target."""
-    timed = config.target.latency_ms is not None and config.per in ("auto", "channel")
-    allocation = config.allocation or ("knapsack" if timed else "global")
+    allocation = config.allocation or default_allocation(config.target.as_mapping(), config.per)
     step = resolve_round_to(config.round_to, config.bench.provider)
     return {"round_to": step, "allocation": allocation, "floor": config.floor, "per": config.per}
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from benchmarks.trial import random_keep
 from curlfx.cost import CostModel, LatencyModel
-from curlfx.cost.latency import Alive, Floats, NodeSamples
+from curlfx.cost.counting import Alive, Floats
+from curlfx.cost.latency import NodeSamples
 from curlfx.cost.quantities import Quantities
 from curlfx.coupling import Coupling, couple
 from curlfx.graph import TracedModel, trace

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from curlfx.cost.latency import Alive
+from curlfx.cost.counting import Alive
 from curlfx.coupling import Coupling, couple
 from curlfx.deploy import LatencyTable, NodeTime, TableSettings, meet, plan_for_latency
 from curlfx.deploy.latency_table import Sample
@@ -75,7 +75,7 @@ class Fake:
         self.now = 1.0  # how much slower the machine has become
 
     def __call__(self, traced: TracedModel, coupling: Coupling, settings: TableSettings) -> Self:
-        self.coupling, self.settings = coupling, settings
+        self.traced, self.coupling, self.settings = traced, coupling, settings
         return self
 
     def __enter__(self) -> Self:

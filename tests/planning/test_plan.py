@@ -15,6 +15,7 @@ from curlfx.errors import BudgetError, PlanError, TargetError
 from curlfx.graph import TracedModel, trace
 from curlfx.importance import Scores, score
 from curlfx.planning import plan, plan_from_widths, resolve_round_to
+from curlfx.planning.choose import Allocation
 from curlfx.planning.units import kept_positions, make_units, rank_globally
 from tests.cost.test_model import curl_keep
 from tests.networks.fixtures import FIXTURES
@@ -198,11 +199,23 @@ def test_whole_blocks_complete_what_the_channels_inside_them_lack() -> None:
     """Of 8 groups of 6 channels, channels come two by two, so that 8 groups times 2 are 16: then all groups stay."""
     _, coupling, scores = subject(TwoPaths(48, 8))
     assert make_units(coupling, scores).steps(16).tolist() == [2, 2, 8]
-    assert make_units(coupling, scores).steps(8).tolist() == [1, 1, 8]
     assert make_units(coupling, scores).steps(1).tolist() == [1, 1, 1]
 
 
-def test_whole_blocks_can_go_but_not_by_uniform_widths() -> None:
+def test_of_blocks_no_wider_than_the_multiple_only_whole_ones_go() -> None:
+    """A runtime that works on 8 channels at a time saves nothing inside a block of 6; 4 blocks of 6 are a multiple."""
+    traced, coupling, scores = subject(TwoPaths(48, 8))
+    units = make_units(coupling, scores)
+    assert units.steps(8).tolist() == [6, 6, 4]
+    assert units.caps(Fraction(0), units.steps(8)).tolist() == [0, 0, 7]
+    allocations: tuple[Allocation, ...] = ("global", "uniform", "knapsack")
+    for allocation in allocations:
+        found = plan(traced, coupling, scores, {"macs": "60%"}, round_to=8, allocation=allocation)
+        assert {group: len(kept) for group, kept in found.keep.items()} == {"first.weight#blocks": 4}
+        assert found.after.padded_macs < 0.6 * found.before.padded_macs
+
+
+def test_whole_blocks_can_go_but_not_by_uniform_widths_where_channels_inside_them_can() -> None:
     traced, coupling, _ = subject(TwoPaths(48, 4))
     low = {group.id: np.where(np.arange(group.width) == 0, 0.0, 1.0 + group.whole_blocks) for group in coupling.groups}
     found = plan(traced, coupling, Scores("given", low), {"macs": "80%"}, round_to=1)

@@ -1,4 +1,4 @@
-"""One line of what other libraries say."""
+"""The silence around chatty libraries ends with the call."""
 
 from __future__ import annotations
 
@@ -7,16 +7,7 @@ import warnings
 
 import pytest
 
-from curlfx.deploy.messages import first_line
 from curlfx.deploy.quiet import quiet
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [("one", "one"), ("\n \n  two words \nmore", "two words"), ("", "RuntimeError"), (" \n", "RuntimeError")],
-)
-def test_first_line(text, wanted):
-    assert first_line(RuntimeError(text)) == wanted
 
 
 def test_quiet_ends_with_an_error(caplog):

@@ -1,0 +1,165 @@
+"""What planning by measured latency is worth: `curlfx run` with a latency target beside one by MACs, equally fast.
+
+For every seed the whole job runs with ``target.latency_ms``. Then the MACs target is bisected, with the scores of that
+run, until its plan is measured as fast, and the whole job runs once more with it. Slim networks of both are timed
+beside the dense one, interleaved. Finished runs are read again, and interrupted ones go on.
+
+    python benchmarks/latency_accuracy.py --model curlfx:resnet56 --data cifar10:DIR --weights resnet56.safetensors
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from records import Lines, spread
+from tables import fixed, markdown, percent, processor
+
+from curlfx import run
+from curlfx.cost import CostModel
+from curlfx.coupling import couple
+from curlfx.deploy import BenchSettings, bench
+from curlfx.deploy.measure import Stopwatch, TableSettings
+from curlfx.importance import Scores
+from curlfx.run.settings import make_config
+from curlfx.run.subject import load_subject, make_plan
+
+STEPS = 7
+CLOSE = 0.01
+OUT = Path("runs") / "latency_accuracy"
+
+
+def settings(arguments: argparse.Namespace, seed: int, target: dict[str, str]) -> dict[str, Any]:
+    """Configuration of one run."""
+    return {
+        "model": arguments.model,
+        "weights": str(arguments.weights),
+        "data": arguments.data,
+        "limit": arguments.limit,
+        "image_size": arguments.size,
+        "seed": seed,
+        "threads": arguments.threads,
+        "target": target,
+        "latency_probes": arguments.probes,
+        "recovery": {"epochs": arguments.epochs, "lr": arguments.lr, "batch_size": arguments.batch_size},
+    }
+
+
+def finished(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Summary of the run in ``folder``, which is made, continued or only read."""
+    request = {"resume": str(folder)} if (folder / "config.yaml").exists() else {**config, "out": str(folder)}
+    return dict(run(request, progress=Lines(folder.name, 30), say=lambda line: print(line, file=sys.stderr)).summary)
+
+
+def equally_fast(arguments: argparse.Namespace, seed: int, folder: Path, share: float) -> str:
+    """The MACs target whose plan takes ``share`` of the dense latency, with the scores of the run in ``folder``."""
+    found = folder / "equal.json"
+    if found.exists():
+        return str(json.loads(found.read_text(encoding="utf-8"))["macs"])
+    traced = load_subject(make_config(settings(arguments, seed, {"macs": "50%"}))).trace()
+    coupling = couple(traced)
+    scores = Scores.from_json((folder / "checkpoints" / "scores.json").read_text(encoding="utf-8"))
+    costs = CostModel(traced, coupling)
+    low, high, best = 0.1, 1.0, (float("inf"), "")
+    with Stopwatch(traced, coupling, TableSettings(threads=1)) as stopwatch:
+        for _ in range(STEPS):
+            target = f"{50 * (low + high):.2f}%"
+            config = make_config(settings(arguments, seed, {"macs": target}))
+            chosen = make_plan(config, traced, coupling, lambda *_: scores, costs)
+            dense = stopwatch.dense_now()
+            ratio = stopwatch.sample(chosen.keep, dense).milliseconds / dense
+            print(f"{target} of the MACs: {ratio:.3f} of the latency, want {share:.3f}", file=sys.stderr, flush=True)
+            best = min(best, (abs(ratio - share), target))
+            if best[0] <= CLOSE * share:
+                break
+            low, high = (low, (low + high) / 2) if ratio > share else ((low + high) / 2, high)
+    found.write_text(json.dumps({"macs": best[1]}), encoding="utf-8")
+    return best[1]
+
+
+def pair(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """Both rows of one seed."""
+    first = arguments.out_dir / f"latency-{seed}"
+    by_latency = finished(first, settings(arguments, seed, {"latency_ms": arguments.latency}))
+    share = by_latency["slim"]["latency_ms"]["median"] / by_latency["dense"]["latency_ms"]["median"]
+    second = arguments.out_dir / f"macs-{seed}"
+    by_macs = finished(second, settings(arguments, seed, {"macs": equally_fast(arguments, seed, first, share)}))
+    files = [first / "dense.onnx", first / "slim.onnx", second / "slim.onnx"]
+    timed = bench(files, BenchSettings(rounds=arguments.rounds), progress=Lines("bench", 30)).entries
+    rows = []
+    for title, summary, entry in (("latency", by_latency, timed[1]), ("MACs", by_macs, timed[2])):
+        rows.append(
+            {
+                "title": title,
+                "target": summary["target"],
+                "dense": summary["dense"]["accuracy"],
+                "accuracy": summary["slim"]["accuracy"],
+                "macs": summary["slim"]["macs"] / summary["dense"]["macs"],
+                "params": summary["slim"]["params"] / summary["dense"]["params"],
+                "share": entry.latency_ms.median / timed[0].latency_ms.median,
+                "speedup": entry.speedup,
+            }
+        )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Both kinds of plan, all seeds."""
+    cells = []
+    for title in ("latency", "MACs"):
+        mine = [row for row in rows if row["title"] == title]
+        low, high = min(row["speedup"].low for row in mine), max(row["speedup"].high for row in mine)
+        targets = ", ".join(str(next(iter(row["target"].values()))) for row in mine)
+        cells.append(
+            [
+                title,
+                targets,
+                percent(statistics.mean(row["macs"] for row in mine)),
+                percent(statistics.mean(row["params"] for row in mine)),
+                percent(statistics.mean(row["share"] for row in mine)),
+                f"{fixed(low)} to {fixed(high)}",
+                spread([row["accuracy"] for row in mine]),
+                fixed(100 * statistics.mean(row["accuracy"] - row["dense"] for row in mine)),
+            ]
+        )
+    heads = ("target", "asked", "MACs", "params", "latency", "speed-up", "top-1 % recovered", "loss to dense")
+    return markdown(heads, cells)
+
+
+def main() -> None:
+    """Parse the command line, run or read the jobs, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="curlfx:resnet56")
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--size", type=int, default=32, help="pixels per side of an image")
+    parser.add_argument("--latency", default="50%", help="target of the first run")
+    parser.add_argument("--probes", type=int, default=24, help="random plans measured for the latency table")
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1])
+    parser.add_argument("--epochs", type=int, default=8, help="of the recovery")
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--limit", type=int, help="training images, and test images")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, help="of torch; latency is always that of one thread")
+    parser.add_argument("--out-dir", type=Path, default=OUT, help="folder of the runs")
+    parser.add_argument("--out", type=Path, help="write the table to this Markdown file too")
+    arguments = parser.parse_args()
+    rows = [row for seed in arguments.seeds for row in pair(arguments, seed)]
+    seeds = ", ".join(map(str, arguments.seeds))
+    head = (
+        f"{processor()}; onnxruntime on the CPU, one thread, batch 1. {arguments.model}, dense "
+        f"{100 * rows[0]['dense']:.2f} %, {arguments.epochs} epochs of recovery, seeds {seeds}; accuracies: mean ± "
+        "half the range."
+    )
+    text = f"{head}\n\n{table(rows)}"
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
