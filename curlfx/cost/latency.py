@@ -21,8 +21,9 @@ class NodeSamples:
     Attributes:
         name: As the runtime calls it.
         op_type: Its operator.
-        sizes: Numbers that its time may grow with, ``(F, P)``: elements written, elements read, multiply-adds.
-        milliseconds: Its time, ``(P,)``; not a number where the network does not have it.
+        sizes: Numbers that its time may grow with, ``(F, P)``: elements written, elements read, multiply-adds; not a
+            number where the network does not have it.
+        milliseconds: Its time, ``(P,)``; 0 where the network does not have it.
     """
 
     name: str
@@ -84,19 +85,15 @@ class LatencyModel:
     def _fitted(cls, quantities: Quantities, shares: Floats, nodes: Sequence[NodeSamples]) -> LatencyModel:
         weights = np.zeros((len(nodes), *shares.shape[1:]))
         strange = 0.0
-        weight = np.maximum(
-            np.nansum([node.milliseconds for node in nodes], axis=0), 1e-9
-        )  # errors count relative to the network
+        weight = np.maximum(_latencies(nodes), 1e-9)  # errors count relative to the network
         for position, node in enumerate(nodes):
             features, known = _features(node, shares)
-            strange += 0.0 if known else float(np.nan_to_num(node.milliseconds[0]))
-            there = np.isfinite(node.milliseconds)
-            columns = shares[there][:, features, :].reshape(there.sum(), -1) / weight[there, None]
-            found, _ = nnls(columns, node.milliseconds[there] / weight[there])
+            strange += 0.0 if known else float(node.milliseconds[0])
+            columns = shares[:, features, :].reshape(weight.size, -1) / weight[:, None]
+            found, _ = nnls(columns, node.milliseconds / weight)
             weights[position, features] = found.reshape(len(features), 2)
-        whole = max(float(np.nansum([node.milliseconds[0] for node in nodes])), 1e-9)
         names = [node.name for node in nodes]
-        return cls(quantities, names, weights, unexplained=strange / whole)
+        return cls(quantities, names, weights, unexplained=strange / float(weight[0]))
 
     def predict(self, alive: Alive) -> float:
         """Milliseconds when only the channels in ``alive`` ``(N + 1,)`` are left."""
@@ -114,7 +111,7 @@ class LatencyModel:
         Returns: Predicted over measured latency, minus 1, ``(P,)``; 0 for the dense network.
         """
         shares = np.stack([quantities.shares(each) for each in alive])
-        total = np.nansum([node.milliseconds for node in nodes], axis=0)
+        total = _latencies(nodes)
         errors = np.zeros(len(alive))
         for left_out in range(1, len(alive)):
             rest = np.flatnonzero(np.arange(len(alive)) != left_out)
@@ -124,6 +121,11 @@ class LatencyModel:
             model = cls._fitted(quantities, shares[rest], others)
             errors[left_out] = model.predict(alive[left_out]) / total[left_out] - 1
         return errors
+
+
+def _latencies(nodes: Sequence[NodeSamples]) -> Floats:
+    """Latency of every network, ``(P,)``, the sum over its nodes."""
+    return np.sum([node.milliseconds for node in nodes], axis=0)
 
 
 def _features(node: NodeSamples, shares: Floats) -> tuple[list[int], bool]:

@@ -147,10 +147,10 @@ def _aligned(networks: Sequence[Sequence[NodeTime]]) -> list[NodeSamples]:
     """The nodes of the first network with their times and sizes in all of them.
 
     Other networks mostly run the same nodes. One that the first does not have counts with the node behind it; one that
-    only the first has is missing there.
+    only the first has takes no time there, so that in every network the times add up to its latency.
     """
     first = networks[0]
-    times = np.full((len(first), len(networks)), np.nan)
+    times = np.zeros((len(first), len(networks)))
     grown = np.full((len(first), 3, len(networks)), np.nan)
     for column, nodes in enumerate(networks):
         matched = _matched(first, nodes)
