@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from curlfx.deploy import measure_latency as measure_latency
     from curlfx.deploy import plan_for_latency as plan_for_latency
     from curlfx.errors import CurlfxError as CurlfxError
+    from curlfx.gradual import GradualPruner as GradualPruner
+    from curlfx.gradual import Schedule as Schedule
     from curlfx.graph import TracedModel as TracedModel
     from curlfx.graph import show as show
     from curlfx.graph import trace as trace
@@ -50,6 +52,8 @@ EXPORTS: Mapping[str, str] = MappingProxyType(
     {
         "Coupling": "curlfx.coupling",
         "CurlfxError": "curlfx.errors",
+        "GradualPruner": "curlfx.gradual",
+        "Schedule": "curlfx.gradual",
         "Scores": "curlfx.importance",
         "SlimPlan": "curlfx.planning",
         "TracedModel": "curlfx.graph",

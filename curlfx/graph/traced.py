@@ -13,6 +13,9 @@ from torch.utils import _pytree as pytree
 
 from curlfx.graph.modes import set_mode
 
+_SLOTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+"""Where a module keeps its tensors and what is below it."""
+
 
 class TracedModule(GraphModule):
     """A traced network as an ordinary `nn.Module`: trains, saves, copies and moves like the original.
@@ -46,6 +49,18 @@ class TracedModule(GraphModule):
         if moves and _redirected(self.graph, moves):
             self.recompile()
         return self
+
+    def become(self, other: "TracedModule") -> None:
+        """Take over the tensors and the graph of another traced network; this object and its mode stay.
+
+        ``other`` shares its tensors with this one from then on.
+        """
+        training = self.training
+        for slots in _SLOTS:
+            getattr(self, slots).clear()
+        _adopt(self, other)
+        self.graph = other.graph
+        self.train(training)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TracedModule":
         result = copied(self, lambda tensor: copy.deepcopy(tensor, memo))
@@ -225,7 +240,7 @@ def _redirected(graph: Graph, moves: Mapping[Any, Any]) -> bool:
 
 
 def _adopt(module: nn.Module, root: nn.Module) -> None:
-    for slots in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+    for slots in _SLOTS:
         getattr(module, slots).update(getattr(root, slots))
 
 

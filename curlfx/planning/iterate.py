@@ -69,8 +69,8 @@ def prune_iteratively(
     bounds = [*(_amounts(targets, number, steps) for number in range(1, steps)), target]
     found = plan(traced, coupling, scores, bounds[0], per="channel", costs=costs, **options)
     for number in range(2, steps + 1):
-        if not all(_on_the_way(each, number, steps).met(found.after) for each in targets):
-            scores = _of_what_is_left(coupling, found.keep, _scored(traced, coupling, found.keep, score, per))
+        if not all(on_the_way(each, number, steps).met(found.after) for each in targets):
+            scores = of_what_is_left(coupling, found.keep, _scored(traced, coupling, found.keep, score, per))
             found = plan(traced, coupling, scores, bounds[number - 1], per="channel", costs=costs, **options)
     return found.model_copy(update={"target": dict(target), "per": name_of(per)})
 
@@ -83,7 +83,7 @@ def _check_steps(allocation: object, per: Per) -> None:
         raise PlanError("per = 'latency': the table is of the dense network alone; want steps=1, or per='padded_macs'")
 
 
-def _on_the_way(target: Target, number: int, steps: int) -> Target:
+def on_the_way(target: Target, number: int, steps: int) -> Target:
     """The bound after so many of the steps from the dense network to the target."""
     limit = target.dense - (target.dense - target.limit) * number / steps
     return Target(target.quantity, limit, target.dense)
@@ -93,7 +93,7 @@ def _amounts(targets: Sequence[Target], number: int, steps: int) -> dict[str, Am
     """The same as absolute amounts, down to a whole number of operations, elements, bytes or nanoseconds."""
     amounts: dict[str, Amount] = {}
     for target in targets:
-        limit = _on_the_way(target, number, steps).limit
+        limit = on_the_way(target, number, steps).limit
         if target.quantity in MEASURED:
             whole, rest = divmod(int(limit * 10**6), 10**6)
             amounts[target.quantity] = f"{whole}.{rest:06d}"
@@ -111,7 +111,7 @@ def _scored(traced: TracedModel, coupling: Coupling, keep: Keep, score: ScoreFun
     return priced(scores, per, CostModel(slim, left), left)
 
 
-def _of_what_is_left(coupling: Coupling, keep: Keep, scores: Scores) -> Scores:
+def of_what_is_left(coupling: Coupling, keep: Keep, scores: Scores) -> Scores:
     """Scores of a slim network for the channels of the dense one; what is gone scores less than all that is left.
 
     A group of which one channel is left is no group of the slim network any more, and stays as it is. In blocks that
@@ -119,7 +119,7 @@ def _of_what_is_left(coupling: Coupling, keep: Keep, scores: Scores) -> Scores:
     Raises: PlanError.
     """
     lowest = min((float(values.min(initial=0)) for values in scores.values.values()), default=0.0) - 1
-    there = _there(coupling, keep)
+    there = still_there(coupling, keep)
     lifted: dict[GroupId, Values] = {}
     for group in coupling.groups:
         kept = np.isin(np.arange(group.width), keep.get(group.id, range(group.width)))
@@ -138,7 +138,7 @@ def _of_what_is_left(coupling: Coupling, keep: Keep, scores: Scores) -> Scores:
     return Scores(scores.criterion, lifted, scores.details)
 
 
-def _there(coupling: Coupling, keep: Keep) -> Bools:
+def still_there(coupling: Coupling, keep: Keep) -> Bools:
     """Which channels ``(N + 1,)`` some element still belongs to: those in blocks that are gone do not."""
     cells = coupling.cells
     used = np.unique(cells.number)

@@ -51,6 +51,7 @@ class Checkpoint:
         optimizer: State dict.
         average: State of the weight average; None without one.
         history: One record per finished epoch.
+        hooks: State of what takes part in the training; None without.
     """
 
     epoch: int
@@ -60,6 +61,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     average: dict[str, Any] | None
     history: tuple[EpochRecord, ...]
+    hooks: dict[str, Any] | None = None
 
     def save(self, path: Path) -> None:
         """Write to ``path``, whole or not at all. Raises: OutputError."""
@@ -72,6 +74,7 @@ class Checkpoint:
             "optimizer": self.optimizer,
             "average": self.average,
             "history": [asdict(record) for record in self.history],
+            "hooks": self.hooks,
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -92,6 +95,7 @@ class Checkpoint:
                 optimizer=dict(content["optimizer"]),
                 average=content["average"],
                 history=tuple(EpochRecord(**record) for record in content["history"]),
+                hooks=content.get("hooks"),
             )
         except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -13,6 +13,7 @@ from curlfx.progress import Progress, StepEvent, StepTimer
 from curlfx.recovery.batches import Loader
 from curlfx.recovery.checkpoint import EpochRecord
 from curlfx.recovery.hardware import reproducible
+from curlfx.recovery.hooks import Hooks
 from curlfx.recovery.loop import Loop
 from curlfx.recovery.meter import Meter
 from curlfx.recovery.settings import TrainSettings
@@ -51,6 +52,7 @@ def fit(
     progress: Progress | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
+    hooks: Hooks | None = None,
 ) -> FitResult:
     """Train ``module`` in place; afterwards it is in eval mode, where it was before, in the contiguous layout.
 
@@ -63,11 +65,12 @@ def fit(
         validation: Judged in float32 after every epoch.
         checkpoint: File written after every epoch.
         resume: Go on from ``checkpoint`` if it exists.
+        hooks: Who changes the network after epochs; its state goes into the checkpoint.
 
     Raises: DataError, ModelError, ConfigError as the parts do; CheckError when the loss is no longer finite;
         OutputError when the checkpoint cannot be written; WeightsError when it is not one of this network.
     """
-    loop = Loop(module, loader, settings, teacher, validation, soft)
+    loop = Loop(module, loader, settings, teacher, validation, soft, hooks)
     try:
         if checkpoint is not None and resume and checkpoint.exists():
             loop.restore(checkpoint)

@@ -16,6 +16,7 @@ from curlfx.recovery.batches import IndexedBatch, Loader, batch_count, batches, 
 from curlfx.recovery.checkpoint import Checkpoint, EpochRecord
 from curlfx.recovery.evaluate import evaluate
 from curlfx.recovery.hardware import Placement, arrange, choose_device, choose_placement, home_of
+from curlfx.recovery.hooks import Hooks
 from curlfx.recovery.loss import check_labels, hits, logits_of, loss_of, refining_loss
 from curlfx.recovery.meter import Meter
 from curlfx.recovery.mixup import Mixup
@@ -36,6 +37,7 @@ class Loop:
         teacher: nn.Module | None,
         validation: Loader | None,
         soft: SoftLabels | None,
+        hooks: Hooks | None = None,
     ) -> None:
         self.module, self.loader, self.settings, self.validation = module, loader, settings, validation
         self.teacher = teacher if settings.distillation > 0 and soft is None else None
@@ -52,6 +54,11 @@ class Loop:
             network.to(self.device).eval()
         self.optimizer = _optimizer(module, settings)
         self.average = None if settings.ema_decay is None else WeightAverage(module, settings.ema_decay)
+        self.hooks = hooks
+        if hooks is not None:
+            if self.average is not None:
+                raise ConfigError(f"ema_decay = {settings.ema_decay}: weights change beside the training; leave it out")
+            hooks.start(self.optimizer)
 
     def run_epoch(self, watch: Callable[[int, Meter], None]) -> None:
         """One pass over the loader; ``watch`` is called after every step with its number in the epoch, from 1."""
@@ -69,6 +76,8 @@ class Loop:
                 watch(step, meter)
         self._flush(meter, rate)
         self.module.eval()
+        if self.hooks is not None and self.hooks.after_epoch(self.epoch + 1):
+            self.placement = None  # new parameters have to be laid out
         validation = self._validate()
         self.epoch += 1
         seconds = time.perf_counter() - started
@@ -147,12 +156,17 @@ class Loop:
         """Everything a later process needs to go on as if nothing had happened."""
         average = None if self.average is None else self.average.state()
         model, optimizer = self.module.state_dict(), self.optimizer.state_dict()
-        return Checkpoint(self.epoch, self.steps, self.settings, model, optimizer, average, tuple(self.history))
+        hooks = None if self.hooks is None else self.hooks.state()
+        return Checkpoint(self.epoch, self.steps, self.settings, model, optimizer, average, tuple(self.history), hooks)
 
     def restore(self, path: Path) -> None:
         """Take up the checkpoint at ``path``. Raises: WeightsError, ConfigError."""
         saved = Checkpoint.load(path)
         saved.check_resumable(path, self.settings, self.steps)
+        if (saved.hooks is None) != (self.hooks is None):
+            raise ConfigError(f"{path} was made with{'out' * (saved.hooks is None)} gradual pruning; delete it")
+        if self.hooks is not None and saved.hooks is not None:
+            self.hooks.restore(saved.hooks)
         try:
             self.module.load_state_dict(saved.model)
             self.optimizer.load_state_dict(saved.optimizer)
@@ -167,6 +181,8 @@ class Loop:
 
     def release(self) -> None:
         """Put the networks back where they were, in the contiguous layout and in eval mode."""
+        if self.hooks is not None:
+            self.hooks.finish()
         for network, home in zip(self.networks, self.homes, strict=True):
             network.to(home).eval()
             arrange(network, torch.contiguous_format)

@@ -96,7 +96,7 @@ def test_a_network_that_cannot_go_in_steps_is_refused_first(
     def refuse(*_: Any, **__: Any) -> None:
         raise PlanError("group 'a' has 3 channels left, the slim network has 2 of them")
 
-    monkeypatch.setattr(iterate, "_of_what_is_left", refuse)
+    monkeypatch.setattr(iterate, "of_what_is_left", refuse)
     with pytest.raises(PlanError, match="3 channels left"):
         run({**job, "out": tmp_path / "run"})
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,54 @@
+"""Which channels go at one step, given what has gone before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+
+from curlfx.planning.units import Ints, Units
+
+
+def most(units: Units, floor: float) -> Ints:
+    """Most units that may ever go, ``(G,)``: of ``n`` at least ``ceil(floor · n)`` stay, and at least one."""
+    share = Fraction(str(floor))
+    kept = np.maximum(-(-units.sizes * share.numerator // share.denominator), 1)
+    caps: Ints = np.maximum(units.sizes - kept, 0)
+    return caps
+
+
+def next_removed(
+    units: Units, gone: Ints, caps: Ints, steps: Ints, channels: int | None, met: Callable[[Ints], bool]
+) -> Ints:
+    """Units of each group that are gone after this step, ``(G,)``, never fewer than before.
+
+    All groups stand in one row, lowest score first; the fewest go that make ``met`` true, but no more than have
+    ``channels`` channels between them (one unit at least), where that is given.
+
+    Args:
+        units: Of the dense network; what is gone comes first in every group.
+        gone: Units of each group that went before, ``(G,)``.
+        caps: Most that may ever go, ``(G,)``.
+        steps: Kept units come in multiples of this, ``(G,)``.
+        channels: Coupled channels that may go now; None: any number.
+        met: Whether enough is gone.
+    """
+    order = np.lexsort((units.rank, units.group, units.score))
+    group, rank = units.group[order], units.rank[order]
+    row = group[(rank >= gone[group]) & (rank < caps[group])]
+
+    def after(count: int) -> Ints:
+        removed = gone + np.bincount(row[:count], minlength=gone.size).astype(np.int64)
+        result: Ints = np.maximum(units.rounded(removed, steps), gone)
+        return result
+
+    low, high = 0, row.size
+    if channels is not None:
+        high = min(high, max(1, int((np.cumsum(units.blocks[row]) <= channels).sum())))
+    if not met(after(high)):
+        return after(high)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if met(after(middle)) else (middle + 1, high)
+    return after(high)

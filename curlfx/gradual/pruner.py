@@ -1,0 +1,411 @@
+"""The pruner: what a training loop calls after every epoch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from curlfx.cost import CostModel
+from curlfx.coupling import Coupling, couple
+from curlfx.errors import BudgetError, ConfigError, UsageError
+from curlfx.gradual.choice import most, next_removed
+from curlfx.gradual.mask import Masks, check_maskable
+from curlfx.gradual.schedule import Schedule
+from curlfx.gradual.shrink import shrink, widened
+from curlfx.graph.traced import TracedModel
+from curlfx.importance import Scores, check_criterion, score
+from curlfx.importance.criteria import CRITERIA, Criterion
+from curlfx.labels.compact import Bools, Ints
+from curlfx.passes.pipeline import run
+from curlfx.passes.slim import Slim
+from curlfx.planning.choose import frozen_names
+from curlfx.planning.fingerprint import Fingerprint
+from curlfx.planning.iterate import of_what_is_left, on_the_way, still_there
+from curlfx.planning.slim_plan import SlimPlan
+from curlfx.planning.structure import class_of
+from curlfx.planning.target import Target, parse_targets
+from curlfx.planning.units import Units, first_channels, kept_positions, make_units
+from curlfx.progress import Progress
+
+BACKWARD = 3
+"""A training step costs about three forward passes: one forward, one for each of the two gradients."""
+
+
+@dataclass(frozen=True)
+class PruneStep:
+    """What one step did.
+
+    Attributes:
+        epoch: After which it came.
+        channels: Coupled channels that went.
+        left: Coupled channels that are left.
+        macs: Multiply-adds for one image of the slim network.
+        params: Its parameters.
+        seconds: Wall-clock time, scoring included.
+    """
+
+    epoch: int
+    channels: int
+    left: int
+    macs: int
+    params: int
+    seconds: float
+
+
+class GradualPruner:
+    """Takes channels from a network while it is trained; call `step` after every epoch.
+
+    What is left is scored afresh at every step, by any criterion; the channels with the lowest scores go for good.
+    Masked (the default), their weights become zero and are kept there after every optimiser step: the network computes
+    what the slim one would, at the cost of the dense one. Physical, they are taken away at once: the module stays the
+    same object, its parameters become narrower ones, in the optimisers too, and every further epoch costs less.
+
+    Args:
+        traced: The network; train ``traced.module``.
+        schedule: When, how many, until what.
+        importance: A key of ``criteria``.
+        data: Batches that the criterion looks at, with labels for ``relevance`` and ``taylor``; read at every step.
+        coupling: The network's channels; found where not given. Freeze names there.
+        physical: Slim the network at every step instead of masking it.
+        optimizer: What trains it, or several; more with `attach`.
+        costs: Cost model of the network, with a latency table where a latency is the target.
+        seed: Of random criteria.
+        progress: Is told of the scoring.
+        criteria: Names and functions.
+
+    Raises: ConfigError for an unknown criterion; TargetError for a target that means nothing; BudgetError for one that
+        the floor does not let this network reach; UsageError where masks do not do what slimming does (a LayerNorm or
+        GroupNorm over channels that go), and physical is needed.
+    Source: feature relevance scores (arXiv:2002.09958), pruning while training; physical slimming is ours.
+    """
+
+    def __init__(
+        self,
+        traced: TracedModel,
+        schedule: Schedule,
+        importance: str = "relevance",
+        data: Iterable[object] | None = None,
+        *,
+        coupling: Coupling | None = None,
+        physical: bool = False,
+        optimizer: Optimizer | Iterable[Optimizer] = (),
+        costs: CostModel | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+        criteria: Mapping[str, Criterion] = CRITERIA,
+    ) -> None:
+        check_criterion(importance, criteria=criteria)
+        self.traced, self.schedule, self.importance, self.physical = traced, schedule, importance, physical
+        self.data, self.seed, self.progress, self.criteria = data, seed, progress, criteria
+        self.history: list[PruneStep] = []
+        self.epoch_macs: list[int] = []
+        self._epoch = 0
+        self._optimizers: dict[Optimizer, RemovableHandle] = {}
+        with self._evaluating():
+            self.coupling = coupling or couple(traced)
+            self.coupling.check(traced)
+            self._costs = costs or CostModel(traced, self.coupling)
+            self._fingerprint, self._class = Fingerprint.of(traced, self.coupling), class_of(traced)
+            self._frozen = frozen_names(self.coupling)
+            self._dense = _Dense.of(traced, self.coupling)
+            if not physical:
+                check_maskable(traced, self.coupling)
+        self._masks = None if physical else Masks(traced, self.coupling)
+        self._targets = parse_targets(schedule.target, self._costs.dense) if schedule.target else ()
+        units = make_units(self.coupling, first_channels(self.coupling))
+        self._removed: Ints = np.zeros_like(units.sizes)
+        self._caps, self._steps = most(units, schedule.floor), units.steps(schedule.round_to)
+        self.keep: dict[str, tuple[int, ...]] = {}
+        self._left_coupling = self.coupling
+        self._check_reachable(units)
+        for each in (optimizer,) if isinstance(optimizer, Optimizer) else optimizer:
+            self.attach(each)
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Follow an optimiser: masks are applied after each of its steps, its memory is cut when the network shrinks.
+
+        Done once for each; a second time changes nothing.
+        """
+        if optimizer not in self._optimizers:
+            hook = optimizer.register_step_post_hook(lambda *_: self.after_optimizer_step())
+            self._optimizers[optimizer] = hook
+
+    def detach(self) -> None:
+        """Let go of all optimisers."""
+        for hook in self._optimizers.values():
+            hook.remove()
+        self._optimizers.clear()
+
+    def after_optimizer_step(self) -> None:
+        """Make the weights of channels that are gone zero again; optimisers that are attached do this by themselves."""
+        if self._masks is not None:
+            self._masks.apply()
+
+    def step(self, epoch: int) -> PruneStep | None:
+        """Note that ``epoch`` (from 1) is trained, and take channels if a step is due; None where none is.
+
+        Raises: UsageError when the epoch is not later than the one before; DataError, ModelError, PlanError as the
+            criterion does, the network unchanged.
+        """
+        if epoch <= self._epoch:
+            raise UsageError(f"step({epoch}) after step({self._epoch}): want one call after every epoch, counted from 1")
+        number = self.schedule.number(epoch)
+        found = None
+        trained = self.cost.macs if self.physical else self._costs.dense.macs
+        if number is not None and not self.reached:
+            with self._evaluating():
+                found = self._prune(epoch, number)
+        self._epoch = epoch
+        self.epoch_macs.append(trained)
+        return found
+
+    @property
+    def cost(self) -> Any:
+        """What the slim network costs now, a `curlfx.cost.Cost`."""
+        return self._costs.evaluate(self.alive)
+
+    @property
+    def dense_cost(self) -> Any:
+        """What the dense network costs."""
+        return self._costs.dense
+
+    @property
+    def alive(self) -> Bools:
+        """The channels that are left, ``(N + 1,)``."""
+        return self.coupling.alive(self.keep)
+
+    @property
+    def reached(self) -> bool:
+        """Whether every target holds; False without one."""
+        cost = self.cost
+        return bool(self._targets) and all(target.met(cost) for target in self._targets)
+
+    def training_macs(self, images: int) -> tuple[int, int]:
+        """Multiply-adds of the training so far, and of the dense network trained as long.
+
+        Three times those of a forward pass for each of ``images`` per epoch.
+        """
+        each = BACKWARD * images
+        return each * sum(self.epoch_macs), each * self._costs.dense.macs * len(self.epoch_macs)
+
+    def plan(self) -> SlimPlan:
+        """What has gone so far, as a plan for the dense network."""
+        facts = {
+            "curlfx": importlib.metadata.version("curlfx"),
+            "torch": str(torch.__version__),
+            "class": self._class,
+            "seed": self.seed,
+            "gradual": [asdict(step) | {"seconds": round(step.seconds, 3)} for step in self.history],
+        }
+        return SlimPlan(
+            keep=self.keep,
+            target=dict(self.schedule.target),
+            importance=self.importance,
+            allocation="global",
+            floor=float(self.schedule.floor),
+            round_to=self.schedule.round_to,
+            before=self._costs.dense,
+            after=self.cost,
+            fingerprint=self._fingerprint,
+            provenance=facts,
+            frozen=self._frozen,
+        )
+
+    def slim(self) -> TracedModel:
+        """The slim network in eval mode, with weights of its own."""
+        with self._evaluating():
+            if self.physical or not self.keep:
+                return run(self.traced, [])[0]
+            return run(self.traced, [Slim(self.coupling, self.keep)])[0]
+
+    def dense_state_dict(self) -> dict[str, Tensor]:
+        """The trained weights in the shapes of the dense network, zero where channels are gone; to slim with `plan`."""
+        state = self.traced.module.state_dict()
+        if not self.physical:
+            return {name: tensor.detach().clone() for name, tensor in state.items()}
+        return self._dense.filled(state, self.coupling.cells.alive(self.alive))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the states of module and optimiser; plain types only."""
+        return {
+            "settings": self._settings(),
+            "epoch": self._epoch,
+            "epoch_macs": list(self.epoch_macs),
+            "keep": {group: list(kept) for group, kept in self.keep.items()},
+            "history": [asdict(step) for step in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a checkpoint; load it before the states of the module and of the optimisers.
+
+        Of a network that is slimmed physically, module and attached optimisers get their narrower parameters here.
+        Raises: ConfigError when it was made with other settings; UsageError when this pruner has begun.
+        """
+        if self._epoch:
+            raise UsageError(f"load_state_dict after step({self._epoch}): want a pruner that has not begun")
+        settings = self._settings()
+        for name, now in settings.items():
+            was = state["settings"].get(name)
+            if was != now:
+                raise ConfigError(f"the checkpoint was made with {name}={was}, not {now}; use the same, or start afresh")
+        keep = {group: tuple(kept) for group, kept in state["keep"].items()}
+        if keep:
+            with self._evaluating():
+                self._apply(keep)
+        self._epoch, self.epoch_macs = int(state["epoch"]), list(state["epoch_macs"])
+        self.history = [PruneStep(**step) for step in state["history"]]
+
+    def _settings(self) -> dict[str, Any]:
+        return self.schedule.as_dict() | {
+            "importance": self.importance,
+            "physical": self.physical,
+            "seed": self.seed,
+            "network": self._fingerprint.sha256,
+        }
+
+    def _prune(self, epoch: int, number: int) -> PruneStep:
+        start = time.perf_counter()
+        units = make_units(self.coupling, self._scores(epoch))
+        removed = next_removed(
+            units, self._removed, self._caps, self._steps, self.schedule.channels(self.coupling.total),
+            self._enough(units, number),
+        )  # fmt: skip
+        before = int(self.alive.sum())
+        self._apply(kept_positions(self.coupling, units, removed))
+        alive, cost = self.alive, self.cost
+        went, left = before - int(alive.sum()), int(alive.sum()) - 1
+        step = PruneStep(epoch, went, left, cost.macs, cost.params, time.perf_counter() - start)
+        self.history.append(step)
+        return step
+
+    def _enough(self, units: Units, number: int) -> Callable[[Ints], bool]:
+        """Whether a step may stop: at the target, or, without an amount, at its equal part of the way there."""
+        targets: tuple[Target, ...] = self._targets
+        if self.schedule.amount is None:
+            targets = tuple(on_the_way(target, number, len(self.schedule.epochs)) for target in targets)
+
+        def met(removed: Ints) -> bool:
+            cost = self._costs.evaluate(units.alive(removed))
+            return bool(targets) and all(target.met(cost) for target in targets)
+
+        return met
+
+    def _scores(self, epoch: int) -> Scores:
+        """Scores of what is left, for the channels of the dense network; what is gone stands below all of it."""
+        network = self.traced
+        if not self.physical and self.keep:
+            network, _ = run(network, [Slim(self.coupling, self.keep)], own_weights=False)
+        coupling = self._left_coupling
+        if not self.physical and self.keep:
+            coupling = couple(network, frozen=self._frozen, rules=self.coupling.rules)
+        found = score(
+            network, coupling, self.importance, self.data, self.seed + epoch, self.progress, criteria=self.criteria
+        )
+        found.check(coupling)
+        return of_what_is_left(self.coupling, self.keep, found)
+
+    def _apply(self, keep: dict[str, tuple[int, ...]]) -> None:
+        """Let everything outside ``keep`` be gone."""
+        if self._masks is None:
+            left = self._relative(keep)
+            if left:
+                shrink(self.traced, self._left_coupling, left, tuple(self._optimizers))
+                self._left_coupling = couple(self.traced, frozen=self._frozen, rules=self.coupling.rules)
+        else:
+            self._masks.set(self.coupling.alive(keep))
+            self._masks.apply()
+            for optimizer in self._optimizers:
+                self._masks.forget(optimizer)
+        self.keep = keep
+        self._removed = self._gone(keep)
+
+    def _relative(self, keep: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """A keep set of the dense network for the slim one that there is now."""
+        there, found = still_there(self.coupling, self.keep), {}
+        for group in self.coupling.groups:
+            old = np.isin(np.arange(group.width), self.keep.get(group.id, range(group.width)))
+            old &= there[group.channels]
+            stays = np.isin(np.flatnonzero(old), keep.get(group.id, range(group.width)))
+            if not stays.all():
+                found[group.id] = tuple(np.flatnonzero(stays).tolist())
+        return found
+
+    def _gone(self, keep: Mapping[str, tuple[int, ...]]) -> Ints:
+        """Units of each group that a keep set leaves out, ``(G,)``."""
+        units = make_units(self.coupling, first_channels(self.coupling))
+        missing = [group.width - len(keep.get(group.id, range(group.width))) for group in self.coupling.groups]
+        gone: Ints = np.array(missing, np.int64) // units.blocks
+        return gone
+
+    def _check_reachable(self, units: Units) -> None:
+        """Raises: BudgetError when a target is out of reach with everything gone that may go."""
+        if self.schedule.amount is not None:
+            return
+        least = self._costs.evaluate(units.alive(units.rounded(self._caps, self._steps)))
+        for target in self._targets:
+            if not target.met(least):
+                raise BudgetError(
+                    f"{target.quantity} {target.percent(target.limit):.4g} % of dense cannot be reached: with "
+                    f"floor={self.schedule.floor:g} and round_to={self.schedule.round_to} the least is "
+                    f"{target.percent(target.value(least)):.3g} %; lower them, raise the target, or freeze fewer layers"
+                )
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """The network in eval mode, its example where it is; in its own mode afterwards."""
+        module = self.traced.module
+        training = module.training
+        place = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+        self.traced.to(place)
+        module.eval()
+        try:
+            yield
+        finally:
+            module.train(training)
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """What a dense network's state looks like, to put slim tensors back into it.
+
+    Attributes:
+        shapes: Shape of every tensor of the state dict.
+        labels: Cell numbers of those that have channels.
+        tables: Values of those that are whole numbers and have channels.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    labels: dict[str, tuple[Ints, ...]]
+    tables: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, traced: TracedModel, coupling: Coupling) -> _Dense:
+        names = [str(node.target) for node in traced.graph.nodes if node.op == "get_attr"]
+        known = {id(traced.parameter(name)): coupling.parameter_labels(name) for name in names}
+        state = traced.module.state_dict(keep_vars=True)
+        labels = {name: arrays for name, tensor in state.items() if (arrays := known.get(id(tensor)))}
+        tables = {name: state[name].clone() for name in labels if not state[name].is_floating_point()}
+        return cls({name: tuple(tensor.shape) for name, tensor in state.items()}, labels, tables)
+
+    def filled(self, state: Mapping[str, Tensor], cells: Bools) -> dict[str, Tensor]:
+        """The dense state that does what a slim one does."""
+        result = {}
+        for name, shape in self.shapes.items():
+            if name in self.tables:
+                result[name] = self.tables[name].clone()
+            elif name in self.labels:
+                fill = 1.0 if name.endswith("running_var") else 0.0
+                result[name] = widened(state[name], shape, self.labels[name], cells, fill)
+            else:
+                result[name] = state[name].detach().clone()
+        return result

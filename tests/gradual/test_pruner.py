@@ -1,0 +1,224 @@
+"""Channels go while a network is trained: masked is slim, physical is masked, and what is gone stays gone."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adafactor, Adam, AdamW, Optimizer
+
+from curlfx.coupling import couple
+from curlfx.errors import BudgetError, ConfigError, TargetError, UsageError
+from curlfx.gradual import GradualPruner, Schedule
+from curlfx.gradual.mask import difference
+from curlfx.graph import TracedModel, show
+from curlfx.planning.apply import slim
+from tests.gradual.nets import batches, make, train_epoch
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": lambda p: SGD(p, 0.05, momentum=0.9, weight_decay=1e-2, nesterov=True),
+    "plain": lambda p: SGD(p, 0.05),
+    "adam": lambda p: Adam(p, 1e-2, amsgrad=True),
+    "adamw": lambda p: AdamW(p, 1e-2, weight_decay=1e-2),
+}
+IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+
+def outputs(network: TracedModel) -> Tensor:
+    with torch.inference_mode():
+        return network.module.eval()(IMAGES)
+
+
+def trained(
+    physical: bool, optimizer: str, importance: str = "taylor", schedule: Schedule | None = None, epochs: int = 5
+) -> tuple[TracedModel, GradualPruner]:
+    traced = make()
+    chosen = OPTIMIZERS[optimizer](traced.module.parameters())
+    schedule = schedule or Schedule(1, 3, amount=5)
+    pruner = GradualPruner(
+        traced, schedule, importance, data=batches(99), physical=physical, optimizer=chosen
+    )
+    for epoch in range(1, epochs + 1):
+        train_epoch(traced.module, chosen, epoch)
+        pruner.step(epoch)
+    return traced, pruner
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_masked_is_slim_after_every_step_and_the_next_training_step(optimizer: str) -> None:
+    traced = make()
+    chosen = OPTIMIZERS[optimizer](traced.module.parameters())
+    pruner = GradualPruner(traced, Schedule(1, 3, amount=6), "magnitude", optimizer=chosen)
+    for epoch in range(1, 5):
+        train_epoch(traced.module, chosen, epoch)
+        assert difference(outputs(traced), outputs(pruner.slim())) <= 1e-9
+        pruner.step(epoch)
+        assert difference(outputs(traced), outputs(pruner.slim())) <= 1e-9
+        for parameter, dead in pruner._masks._dead:
+            assert not parameter[dead.expand_as(parameter)].any()
+    assert len(pruner.history) == 3
+    assert pruner.slim().module(IMAGES).requires_grad
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_physical_goes_the_same_way_as_masked(optimizer: str) -> None:
+    masked, one = trained(False, optimizer)
+    narrow, other = trained(True, optimizer)
+    assert one.keep == other.keep
+    assert [step.macs for step in one.history] == [step.macs for step in other.history]
+    assert difference(outputs(masked), outputs(narrow)) <= 1e-7  # 15 steps of float64 round-off
+    assert sum(p.numel() for p in narrow.module.parameters()) == other.cost.params < one.dense_cost.params
+    state = other.dense_state_dict()
+    assert state.keys() == one.dense_state_dict().keys()
+    wide = make(3)
+    wide.module.load_state_dict(state)
+    assert difference(outputs(narrow), outputs(wide)) <= 1e-9
+    assert difference(outputs(narrow), outputs(slim(wide, other.plan()))) <= 1e-9
+    assert difference(outputs(narrow), outputs(other.slim())) == 0
+
+
+@pytest.mark.parametrize("physical", [False, True])
+def test_exactly_the_amount_goes_and_stays_gone(physical: bool) -> None:
+    traced = make()
+    optimizer = SGD(traced.module.parameters(), 0.05)
+    pruner = GradualPruner(
+        traced, Schedule(2, 6, amount=4), "magnitude", physical=physical, optimizer=optimizer,
+        coupling=couple(traced, frozen=["last"]),
+    )  # fmt: skip
+    seen = [pruner.alive]
+    for epoch in range(1, 9):
+        step = pruner.step(epoch)
+        assert (step is not None) == (epoch in (2, 4, 6))
+        if step is not None:
+            seen.append(pruner.alive)
+    for before, after in itertools.pairwise(seen):
+        assert not (after & ~before).any()
+        assert before.sum() - after.sum() == 4
+    assert [step.channels for step in pruner.history] == [4, 4, 4]
+    assert pruner.history[-1].left == 16 - 12  # with the grouped layer its input, the residual stream, stays
+
+
+def test_the_floor_holds_whatever_is_asked() -> None:
+    traced = make()
+    pruner = GradualPruner(traced, Schedule(1, 9, amount="40%", floor=0.3), "random")
+    for epoch in range(1, 10):
+        pruner.step(epoch)
+    widths = pruner.plan().widths
+    assert {group.id: (group.width, widths[group.id]) for group in pruner.coupling.groups} == {
+        "stem.weight": (12, 4), "block.conv1.weight": (16, 5), "last.weight": (12, 4)
+    }  # fmt: skip
+
+
+def test_a_target_is_reached_in_equal_parts() -> None:
+    _, pruner = trained(True, "sgd", "magnitude", Schedule(1, 4, target={"macs": "40%"}))
+    dense, shares = pruner.dense_cost.macs, []
+    for step, bound in zip(pruner.history, (0.85, 0.7, 0.55, 0.4), strict=True):
+        shares.append(step.macs / dense)
+        assert bound - 0.1 < shares[-1] <= bound
+    assert pruner.reached
+    assert pruner.epoch_macs == [dense, *[step.macs for step in pruner.history]]
+    cheap, full = pruner.training_macs(10)
+    assert full == 3 * 10 * 5 * dense
+    assert cheap == 30 * sum(pruner.epoch_macs) < full
+
+
+def test_a_target_stops_the_steps() -> None:
+    _, pruner = trained(False, "plain", "magnitude", Schedule(1, 4, amount=7, target={"params": "70%"}))
+    assert pruner.reached
+    assert len(pruner.history) == 2
+    assert [step.params <= 0.7 * pruner.dense_cost.params for step in pruner.history] == [False, True]
+    assert pruner.epoch_macs == [pruner.dense_cost.macs] * 5  # masks save nothing
+
+
+def test_rounded_widths() -> None:
+    _, pruner = trained(False, "plain", "magnitude", Schedule(2, 4, target={"macs": "50%"}, round_to=4))
+    assert pruner.reached
+    assert all(width % 4 == 0 for width in pruner.plan().widths.values())
+
+
+class Normed(nn.Module):
+    """A GroupNorm averages over channels that go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 8, 3), nn.GroupNorm(1, 8), nn.Conv2d(8, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.norm(self.first(x)))).mean((2, 3))
+
+
+def test_masks_are_refused_where_they_are_not_slimming() -> None:
+    with pytest.raises(UsageError, match=r"first\.weight; want physical=True"):
+        GradualPruner(make(network=Normed), Schedule(1, 1, amount=2), "magnitude")
+    traced = make(network=Normed)
+    optimizer = SGD(traced.module.parameters(), 0.1, momentum=0.9)
+    pruner = GradualPruner(traced, Schedule(1, 1, amount=2), "magnitude", physical=True, optimizer=optimizer)
+    train_epoch(traced.module, optimizer, 1)
+    pruner.step(1)
+    train_epoch(traced.module, optimizer, 2)
+    assert traced.module.get_parameter("first.weight").shape == (6, 3, 3, 3)
+    assert traced.module.get_parameter("norm.weight").shape == (6,)
+
+
+def test_what_an_optimiser_keeps_that_cannot_be_cut() -> None:
+    traced = make()
+    optimizer = Adafactor(traced.module.parameters())
+    pruner = GradualPruner(traced, Schedule(1, 2, amount=2), "magnitude", physical=True, optimizer=optimizer)
+    train_epoch(traced.module, optimizer, 1)
+    before = show(traced)
+    with pytest.raises(UsageError, match=r"Adafactor keeps 'row_var'.*physical=False"):
+        pruner.step(1)
+    assert show(traced) == before
+    assert pruner.keep == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({"importance": "relevence"}, ConfigError, "importance = relevence"),
+        ({"schedule": Schedule(1, 3, target={"macs": "2%"})}, BudgetError, "macs 2 % of dense cannot be reached"),
+        ({"schedule": Schedule(1, 3, target={"flops": "2%"})}, TargetError, "flops"),
+        ({"schedule": Schedule(1, 3, target={"latency_ms": 1.0})}, TargetError, "latency table"),
+    ],
+)
+def test_what_is_refused_before_any_training(options: dict[str, object], error: type[Exception], named: str) -> None:
+    with pytest.raises(error, match=named):
+        GradualPruner(make(), **{"schedule": Schedule(1, 3, amount=5), "importance": "random", **options})
+
+
+def test_epochs_count_up() -> None:
+    pruner = GradualPruner(make(), Schedule(2, 4, amount=2), "random")
+    pruner.step(1)
+    with pytest.raises(UsageError, match=r"step\(1\) after step\(1\)"):
+        pruner.step(1)
+
+
+@pytest.mark.parametrize("physical", [False, True])
+def test_a_checkpoint_goes_on_to_the_same_bits(physical: bool) -> None:
+    whole, expected = trained(physical, "sgd")
+    part, first = trained(physical, "sgd", epochs=2)
+    optimizer = next(iter(first._optimizers))
+    saved = {"pruner": first.state_dict(), "net": part.module.state_dict(), "optimizer": optimizer.state_dict()}
+
+    again = make(5)
+    second = OPTIMIZERS["sgd"](again.module.parameters())
+    pruner = GradualPruner(
+        again, Schedule(1, 3, amount=5), "taylor", data=batches(99), physical=physical, optimizer=second
+    )
+    pruner.load_state_dict(saved["pruner"])
+    again.module.load_state_dict(saved["net"])
+    second.load_state_dict(saved["optimizer"])
+    for epoch in range(3, 6):
+        train_epoch(again.module, second, epoch)
+        pruner.step(epoch)
+    assert pruner.keep == expected.keep
+    assert pruner.epoch_macs == expected.epoch_macs
+    for name, tensor in whole.module.state_dict().items():
+        assert torch.equal(tensor, again.module.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_other_settings() -> None:
+    state = GradualPruner(make(), Schedule(2, 4, amount=2), "random").state_dict()
+    with pytest.raises(ConfigError, match="amount=2, not 3"):
+        GradualPruner(make(), Schedule(2, 4, amount=3), "random").load_state_dict(state)
