@@ -48,8 +48,8 @@ ARMS = {
     "fine-tuned": "trained, pruned, fine-tuned",
 }
 KEYS = (
-    "model", "epochs", "interval", "last", "importance", "macs", "params", "floor", "round_to", "lr", "tune_lr", "share",
-    "batch_size", "weight_decay", "train_limit", "test_limit", "proxy", "size",
+    "model", "epochs", "interval", "last", "importance", "macs", "params", "floor", "round_to", "lr", "tune_lr",
+    "share", "batch_size", "weight_decay", "train_limit", "test_limit", "proxy", "size",
 )  # fmt: skip
 
 
@@ -189,9 +189,7 @@ class Bench:
         narrow = slim(network, decision, coupling)
         decided = time.perf_counter() - start
         rest = arguments.epochs - first
-        tuned = self.fit(
-            narrow, "tuning", seed, path.with_stem(f"{path.stem}-tune"), epochs=rest, lr=arguments.tune_lr
-        )
+        tuned = self.fit(narrow, "tuning", seed, path.with_stem(f"{path.stem}-tune"), epochs=rest, lr=arguments.tune_lr)
         work = BACKWARD * self.images * (first * decision.before.macs + rest * decision.after.macs)
         seconds = trained.seconds + decided + tuned.seconds
         return Trained(narrow, decision.after.macs, decision.after.params, work, seconds)
@@ -272,7 +270,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--params", default="42%", help="parameters to reach (default 42%%)")
     parser.add_argument("--floor", type=float, default=0.1, help="share of every group that stays (default 0.1)")
     parser.add_argument("--round-to", type=int, default=1, help="kept widths are multiples of this (default 1)")
-    parser.add_argument("--share", type=float, default=0.6, help="epochs before the pruning of fine-tuned (default 0.6)")
+    parser.add_argument("--share", type=float, default=0.6, help="of the epochs before fine-tuned prunes (default 0.6)")
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--tune-lr", type=float, default=0.02, help="of fine-tuning (default 0.02)")
     parser.add_argument("--batch-size", type=int, default=128)

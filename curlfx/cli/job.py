@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from curlfx.progress import RichProgress
 from curlfx.report.text import headline, in_eight_bits, verdict
 
 JOB_HELP = "a YAML file, and settings like target.macs=40% that stand above it"
+
+if TYPE_CHECKING:
+    from curlfx.run.config import RunConfig
 
 
 def run(
@@ -28,7 +31,11 @@ def run(
     from curlfx.run.settings import load_config
 
     file, overrides = split_arguments(job or [])
-    config = load_config(file, overrides)  # bad settings are told before torch's slow import
+    run_and_show(load_config(file, overrides))  # bad settings are told before torch's slow import
+
+
+def run_and_show(config: RunConfig) -> None:
+    """Do a job with its progress on the terminal, and show its figures."""
     from curlfx.run.runner import run as run_job
 
     with RichProgress() as progress:

@@ -158,7 +158,9 @@ class GradualPruner:
             criterion does, the network unchanged.
         """
         if epoch <= self._epoch:
-            raise UsageError(f"step({epoch}) after step({self._epoch}): want one call after every epoch, counted from 1")
+            raise UsageError(
+                f"step({epoch}) after step({self._epoch}): want one call after every epoch, counted from 1"
+            )
         number = self.schedule.number(epoch)
         found = None
         trained = self.cost.macs if self.physical else self._costs.dense.macs
@@ -257,7 +259,9 @@ class GradualPruner:
         for name, now in settings.items():
             was = state["settings"].get(name)
             if was != now:
-                raise ConfigError(f"the checkpoint was made with {name}={was}, not {now}; use the same, or start afresh")
+                raise ConfigError(
+                    f"the checkpoint was made with {name}={was}, not {now}; use the same, or start afresh"
+                )
         keep = {group: tuple(kept) for group, kept in state["keep"].items()}
         if keep:
             with self._evaluating():

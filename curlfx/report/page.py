@@ -55,6 +55,7 @@ def render(content: PageContent) -> str:
         headline=headline(summary),
         verdict=verdict(summary),
         quantised=in_eight_bits(summary),
+        gradual=summary.get("gradual"),
         target=", ".join(f"{key} {amount}" for key, amount in summary["target"].items()),
         environment=[(key, _shown(value)) for key, value in (*device.items(), *versions.items())],
         layer_keys=COLUMNS,

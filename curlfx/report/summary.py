@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+OPTIONAL = ("int8", "latency", "gradual")
+"""Keys that are there only where they say something."""
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -78,6 +81,9 @@ class Summary:
             agrees with the float one on the images it was calibrated with; only where it was asked for.
         latency: The measured plan where a latency was the target: ``limit_ms``, ``measured_ms``, ``met``, ``attempts``
             (predicted and measured), ``prediction_error`` of the table; only there.
+        gradual: The pruning where it went on while the network was trained: its schedule, ``steps`` (``epoch``,
+            ``channels`` that went, what was ``left``, ``macs``, ``params``, ``seconds``), ``reached`` (the target),
+            ``training_macs`` and ``training_macs_dense``, ``check`` (trained network against slim); only there.
     """
 
     model: str
@@ -94,8 +100,9 @@ class Summary:
     seconds: Mapping[str, float]
     int8: Mapping[str, Any] | None = None
     latency: Mapping[str, Any] | None = None
+    gradual: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
         found = asdict(self)
-        return {key: value for key, value in found.items() if value is not None or key not in ("int8", "latency")}
+        return {key: value for key, value in found.items() if value is not None or key not in OPTIONAL}

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from curlfx.cost import Cost
 from curlfx.errors import ConfigError
+from curlfx.gradual.schedule import Schedule
 from curlfx.planning.apply import Absorb
 from curlfx.planning.choose import SOLVERS, Allocation
 from curlfx.planning.price import Priced
@@ -170,6 +171,34 @@ class RecoveryConfig(TrainingConfig):
         return Recipe(train, self.expand, refine, self.refine.expand)
 
 
+class GradualConfig(Section):
+    """Channels go while the network is trained, as `curlfx.gradual.Schedule` says; training replaces the recovery.
+
+    Attributes:
+        interval: Epochs from one step to the next; ``auto`` makes ten steps; 0 prunes after the training instead.
+        last: Last epoch after which channels may go; none takes three quarters of ``train.epochs``.
+        amount: Coupled channels per step, or a share of all that can go; none goes an equal part of the way to the
+            target at every step.
+        floor: Share of every group, rounded up, that always stays.
+        physical: Slim the network at every step, so that the rest of the training is cheaper; else zero weights.
+    """
+
+    interval: Natural | Literal["auto"] = 0
+    last: Count | None = None
+    amount: Amount | None = None
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    physical: bool = False
+
+    @field_validator("amount")
+    @classmethod
+    def _some(cls, value: Amount | None) -> Amount | None:
+        try:
+            Schedule(1, 1, value, {"macs": "50%"})
+        except ConfigError as error:
+            raise ValueError(str(error).partition(": ")[2]) from error
+        return value
+
+
 class ExportConfig(Section):
     """The ONNX files.
 
@@ -236,6 +265,7 @@ class RunConfig(Section):
         ignored_layers: Module or parameter names (with ``*``) that keep their channels.
         train: First training of the dense network, when there are no weights.
         recovery: Training of the slim network.
+        gradual: Pruning while the network is trained.
         export: ONNX files.
         bench: Latency measurement.
     """
@@ -267,6 +297,7 @@ class RunConfig(Section):
     ignored_layers: Annotated[tuple[str, ...], Field(description="a list of names, like [fc, layer4.*]")] = ()
     train: TrainingConfig = TrainingConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    gradual: GradualConfig = GradualConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()
 
@@ -295,6 +326,27 @@ class RunConfig(Section):
             raise ValueError(f"allocation={allocation} chooses all widths in one step; leave one of the two out")
         return value
 
+    @field_validator("gradual")
+    @classmethod
+    def _goes_with_the_rest(cls, value: GradualConfig, others: ValidationInfo) -> GradualConfig:
+        given = others.data
+        if value.interval == 0 or not {"train", "target"} <= given.keys():
+            return value
+        wrong = {
+            "train.epochs=0": given["train"].epochs == 0,
+            "train.ema_decay": given["train"].ema_decay is not None,
+            "target.latency_ms": given["target"].latency_ms is not None,
+            "divergence": given.get("divergence", "auto") != "auto",
+            f"allocation={given.get('allocation')}": given.get("allocation") not in (None, "global"),
+            f"per={given.get('per')}": given.get("per", "auto") not in ("auto", "channel"),
+            "iterative_steps": given.get("iterative_steps", 1) > 1,
+            "absorb_bias": given.get("absorb_bias", "none") != "none",
+        }
+        for name, found in wrong.items():
+            if found:
+                raise ValueError(f"pruning while training does not go with {name}; leave out one of the two")
+        return value
+
     @property
     def weights_file(self) -> Path:
         """The file that ``weights`` names. Raises: ConfigError when it names none."""
@@ -311,7 +363,7 @@ class RunConfig(Section):
     @property
     def trains_first(self) -> bool:
         """Whether the dense network is trained before anything else."""
-        return self.train.epochs > 0 and (self.weights is None or self.new_head)
+        return self.train.epochs > 0 and (self.weights is None or self.new_head or self.gradual.interval != 0)
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, in YAML's own types; what ``config.yaml`` of a run directory holds."""

@@ -84,7 +84,7 @@ def write_page(directory: RunDirectory) -> None:
         layers=rows,
         groups=slim["groups"],
         frozen=slim["frozen"],
-        checks=[slim["check"], *verify["checks"]],
+        checks=[*_of_training(directory), slim["check"], *verify["checks"]],
         notes=notes,
         timings=bench["timings"],
         measurement=bench["measurement"],
@@ -115,7 +115,14 @@ def _summary(job: Job) -> Summary:
         seconds={stage: round(seconds, 3) for stage, seconds in job.directory.seconds.items()},
         int8=_int8(done),
         latency=done["plan"].get("latency"),
+        gradual=done["train"].get("gradual"),
     )
+
+
+def _of_training(directory: RunDirectory) -> list[Mapping[str, Any]]:
+    """The check of a network that was pruned while it was trained."""
+    found = directory.done["train"].get("gradual")
+    return [] if found is None else [found["check"]]
 
 
 def _int8(done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:

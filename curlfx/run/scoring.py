@@ -12,6 +12,7 @@ from curlfx.graph.traced import TracedModel
 from curlfx.importance import Scores
 from curlfx.importance import score as score_channels
 from curlfx.planning import SlimPlan
+from curlfx.run import gradual
 from curlfx.run.directory import write_text
 from curlfx.run.job import Job
 from curlfx.run.latency import plan_measured
@@ -22,6 +23,8 @@ Result = dict[str, Any]
 
 def score(job: Job) -> Result:
     """A score for every coupled channel, from training images; what a killed run had found is used."""
+    if job.config.gradual.interval != 0:
+        return gradual.score(job)
     found = _scored(job, job.traced, job.coupling, "scores")
     discard(_unfinished(job, "scores"))
     return {"criterion": found.criterion, "details": dict(found.details)}
@@ -39,6 +42,8 @@ def plan(job: Job) -> Result:
 
 def _planned(job: Job) -> SlimPlan:
     """A plan for a target that needs no measurement."""
+    if job.config.gradual.interval != 0:
+        return gradual.plan(job)
     names: list[str] = []
 
     def scored(traced: TracedModel, coupling: Coupling) -> Scores:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
@@ -24,8 +25,12 @@ WORDS: Mapping[Any, str] = {
 }
 
 
-def load_config(file: Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    file: Path | None = None, overrides: Sequence[str] = (), defaults: Mapping[str, Any] = MappingProxyType({})
+) -> RunConfig:
     """The configuration of ``file`` (none: defaults) with ``overrides`` like ``"target.macs=40%"`` on top.
+
+    ``defaults`` stand below both.
 
     Raises: ConfigError naming the file or the override, the key, the value found and what is wanted; TargetError.
     """
@@ -35,7 +40,7 @@ def load_config(file: Path | None = None, overrides: Sequence[str] = ()) -> RunC
         _assign(changes, override)
     if "target" in changes:  # a target is one choice: a new one replaces the file's, it does not join it
         settings.pop("target", None)
-    return make_config(_merged(settings, changes))
+    return make_config(_merged(_merged(defaults, settings), changes))
 
 
 def make_config(settings: Mapping[str, Any]) -> RunConfig:

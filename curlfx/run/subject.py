@@ -21,6 +21,7 @@ from curlfx.planning.choose import SOLVERS, default_allocation
 from curlfx.planning.iterate import ScoreFunction
 from curlfx.recovery.hardware import choose_device
 from curlfx.run.config import PUBLISHED, RunConfig
+from curlfx.run.pruner import make_pruner
 from curlfx.sources import DataSource, check_fit, input_shape, load_data, load_model, load_weights
 from curlfx.sources.source import SplitName
 
@@ -80,7 +81,9 @@ def examine(config: RunConfig, subject: Subject) -> None:
     traced = subject.trace()
     coupling = couple(traced, frozen=config.ignored_layers)
     target = config.target.as_mapping()
-    if "latency_ms" in target:
+    if config.gradual.interval != 0:
+        make_pruner(config, traced, "random", coupling=coupling)
+    elif "latency_ms" in target:
         check_request(traced, coupling, score(traced, coupling, "random"), target, **plan_options(config))
     else:
         make_plan(config, traced, coupling, lambda network, left: score(network, left, "random"))

@@ -12,6 +12,7 @@ from curlfx.recovery import recalibrate as measure
 from curlfx.recovery import refine as refine_labels
 from curlfx.recovery.batches import batches
 from curlfx.recovery.recover import training_loader
+from curlfx.run import gradual
 from curlfx.run.job import EVALUATION_BATCH, SLIM, Job, save_tensors
 
 Result = dict[str, Any]
@@ -24,6 +25,8 @@ def train(job: Job) -> Result:
         if job.config.weights is None:
             job.say("no weights and train.epochs=0: the dense network keeps its random weights")
         return {"epochs": 0}
+    if job.config.gradual.interval != 0:
+        return _train_gradually(job)
     seed, device = job.config.seed, str(job.subject.device)
     found = fit(
         job.subject.model,
@@ -39,6 +42,17 @@ def train(job: Job) -> Result:
     job.say(f"trained the dense network: {len(found.history)} epochs in {found.seconds:.1f} s")
     save_tensors(job.subject.model, job.checkpoint("dense.safetensors"))
     return {"epochs": len(found.history), "accuracy": found.accuracy}
+
+
+def _train_gradually(job: Job) -> Result:
+    found, pruning = gradual.train(job, _validation(job))
+    _tell(job, found, "train")
+    share = pruning["training_macs"] / max(pruning["training_macs_dense"], 1)
+    job.say(
+        f"trained and pruned: {len(found.history)} epochs in {found.seconds:.1f} s, with {share:.1%} of the MACs of a "
+        "dense training; the dense network has zero weights in place of what is gone"
+    )
+    return {"epochs": len(found.history), "accuracy": found.accuracy, "gradual": pruning}
 
 
 def judge_dense(job: Job) -> Result:

@@ -23,6 +23,7 @@ from curlfx.planning import SlimPlan
 
 GATED = "gated vs slim, float64"
 GATED_BOUND = 1e-9
+MASKED = "trained vs slim, float64"
 GRAPH = "saved graph vs torch"
 GRAPH_BOUND = 1e-5  # 0 where both lay their weights out alike
 OTHER_BATCH = 3
@@ -139,6 +140,23 @@ def gated_vs_slim(
     with torch.inference_mode():
         error = _worst(gated.module.eval()(inputs), slim.module.eval()(inputs))
     return Check(GATED, error, GATED_BOUND)
+
+
+def masked_vs_slim(masked: TracedModel, slim: TracedModel, trained: TracedModel, images: Tensor) -> Check:
+    """How far two slim networks are from the dense one with zero weights in place of what is gone, in float64.
+
+    Args:
+        masked: The dense network.
+        slim: What a plan leaves of it.
+        trained: The slim network that the training left.
+
+    Shapes: images ``(N, C, H, W)``.
+    """
+    inputs = images.to(torch.float64)
+    with torch.inference_mode():
+        wanted, *found = (copy.deepcopy(one).to(torch.float64).module.eval()(inputs) for one in (masked, slim, trained))
+        error = max(_worst(wanted, one) for one in found)
+    return Check(MASKED, error, GATED_BOUND)
 
 
 def _worst(wanted: object, found: object) -> float:

@@ -1,0 +1,36 @@
+"""Command ``train``: a whole job whose channels go while the network is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import typer
+
+from curlfx.cli.job import JOB_HELP, run_and_show, split_arguments
+from curlfx.errors import ConfigError
+
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"gradual": {"interval": "auto"}, "recovery": {"epochs": 0}, "importance": "taylor"}
+)
+"""What ``curlfx train`` asks for beside the defaults of ``curlfx run``."""
+
+
+def train(
+    job: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [key=value ...]", help=JOB_HELP)] = None,
+) -> None:
+    """Train a network and prune it meanwhile, to a verified report.
+
+    The job of `curlfx run`, with gradual.interval=auto, recovery.epochs=0 and importance=taylor where nothing else is
+    said: channels go after every gradual.interval epochs up to gradual.last, until the target is reached, from scratch
+    or from weights. Without arguments: scikit-learn's digits, a small residual network, half of the MACs.
+    """
+    from curlfx.run.settings import load_config
+
+    file, overrides = split_arguments(job or [])
+    resumed = any(override.startswith("resume=") for override in overrides)
+    config = load_config(file, overrides, {} if resumed else DEFAULTS)
+    if not resumed and config.gradual.interval == 0:
+        raise ConfigError("gradual.interval = 0 prunes after the training: want 'auto' or a number, or curlfx run")
+    run_and_show(config)

@@ -1,0 +1,97 @@
+"""The training of a job whose channels go meanwhile: it takes the place of training, scoring and planning."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from curlfx.gradual import GradualPruner, PrunerHooks, PruneStep
+from curlfx.planning import SlimPlan
+from curlfx.planning.apply import slim
+from curlfx.recovery import FitResult, Loader, fit
+from curlfx.run.directory import write_text
+from curlfx.run.job import Job, reading, save_tensors
+from curlfx.run.pruner import labelled_batches, make_pruner
+from curlfx.run.verify import MASKED, Check, VerifyReport, masked_vs_slim
+
+Result = dict[str, Any]
+PLAN = "gradual-plan.json"
+VERIFIED_IMAGES = 4
+
+
+def train(job: Job, validation: Loader) -> tuple[FitResult, Result]:
+    """Train and prune; the dense network then has zero weights where channels are gone, and the plan is made.
+
+    Raises: VerificationError when the trained network and the slim one differ.
+    """
+    config, settings = job.config, job.config.train
+    traced = job.subject.trace()
+    pruner = make_pruner(
+        config, traced, config.importance, labelled_batches(job.data, config.proxy_images, config.seed)
+    )
+
+    def told(step: PruneStep) -> None:
+        share = step.macs / pruner.dense_cost.macs
+        job.say(f"epoch {step.epoch}: {step.channels} channels go, {step.left} are left, {share:.1%} of the MACs")
+
+    found = fit(
+        traced.module,
+        job.data.loader("train", settings.batch_size, seed=config.seed, augment=True, shuffle=True),
+        settings.settings(seed=config.seed, device=str(job.subject.device)),
+        validation=validation,
+        stage="train",
+        progress=job.progress,
+        checkpoint=job.checkpoint("train.pt"),
+        resume=True,
+        hooks=PrunerHooks(pruner, told),
+    )
+    check = _kept(job, pruner)
+    if not pruner.reached:
+        share = pruner.cost.macs / pruner.dense_cost.macs
+        job.say(f"note: {len(pruner.history)} steps did not reach the target; {share:.1%} of the MACs are left")
+    return found, _history(job, pruner) | {"check": asdict(check)}
+
+
+def _kept(job: Job, pruner: GradualPruner) -> Check:
+    """Leave the trained weights in the dense network and the plan in a checkpoint."""
+    traced, narrow, plan = pruner.traced.to("cpu"), pruner.slim().to("cpu"), pruner.plan()
+    job.subject.model.load_state_dict({name: tensor.cpu() for name, tensor in pruner.dense_state_dict().items()})
+    save_tensors(job.subject.model, job.checkpoint("dense.safetensors"))
+    write_text(job.checkpoint(PLAN), plan.to_json())
+    wide = job.subject.trace()
+    check = masked_vs_slim(
+        wide, slim(wide, plan), traced if pruner.physical else narrow, job.test_images(VERIFIED_IMAGES)
+    )
+    job.say(f"{MASKED}: {check.error:.1e}")
+    VerifyReport((check,)).require()
+    return check
+
+
+def _history(job: Job, pruner: GradualPruner) -> Result:
+    """What ``summary.json`` says of the pruning."""
+    spent, dense = pruner.training_macs(job.subject.data.size("train"))
+    return {
+        "interval": pruner.schedule.interval,
+        "last": pruner.schedule.last,
+        "amount": pruner.schedule.amount,
+        "floor": pruner.schedule.floor,
+        "physical": pruner.physical,
+        "reached": pruner.reached,
+        "steps": [asdict(step) for step in pruner.history],
+        "training_macs": spent,
+        "training_macs_dense": dense,
+    }
+
+
+def score(job: Job) -> Result:
+    """The channels were scored at every step of the training; what they were ranked by."""
+    return {"criterion": job.config.importance, "details": {"steps": len(job.done("train")["gradual"]["steps"])}}
+
+
+def plan(job: Job) -> SlimPlan:
+    """The plan that the training left."""
+    path = job.checkpoint(PLAN)
+    with reading(path):
+        found = SlimPlan.from_json(path.read_text(encoding="utf-8"))
+        found.check(job.traced, job.coupling)
+    return found

@@ -1,0 +1,71 @@
+"""The pruner of a job, from its configuration."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from torch import Tensor
+
+from curlfx.coupling import Coupling, couple
+from curlfx.errors import ConfigError
+from curlfx.gradual import GradualPruner, Schedule
+from curlfx.graph.traced import TracedModel
+from curlfx.planning import resolve_round_to
+from curlfx.recovery.batches import batches
+from curlfx.run.config import RunConfig
+from curlfx.sources import DataSource
+
+BATCH = 64
+STEPS = 10
+
+
+def schedule_of(config: RunConfig) -> Schedule:
+    """The schedule that ``config`` asks for.
+
+    Raises: ConfigError where ``gradual`` asks for none, or for one that does not fit the epochs.
+    """
+    asked, epochs = config.gradual, config.train.epochs
+    last = asked.last or max(1, round(0.75 * epochs))
+    interval = max(1, last // STEPS) if asked.interval == "auto" else asked.interval
+    if not interval:
+        raise ConfigError("gradual.interval = 0: nothing goes while training; want 'auto' or a number of epochs")
+    if not interval <= last <= epochs:
+        raise ConfigError(
+            f"gradual.interval = {interval}, gradual.last = {last}, train.epochs = {epochs}: want interval at most last, "
+            "and last at most epochs"
+        )
+    exact = config.round_to == "auto" and asked.amount is not None
+    return Schedule(
+        interval=interval,
+        last=last,
+        amount=asked.amount,
+        target=config.target.as_mapping(),
+        floor=asked.floor,
+        round_to=1 if exact else resolve_round_to(config.round_to, config.bench.provider),
+    )
+
+
+def make_pruner(
+    config: RunConfig,
+    traced: TracedModel,
+    importance: str,
+    data: list[tuple[Tensor, Tensor]] | None = None,
+    coupling: Coupling | None = None,
+) -> GradualPruner:
+    """The pruner that ``config`` asks for. Raises: as `curlfx.GradualPruner`, before anything is trained."""
+    return GradualPruner(
+        traced,
+        schedule_of(config),
+        importance,
+        data,
+        coupling=coupling or couple(traced, frozen=config.ignored_layers),
+        physical=config.gradual.physical,
+        seed=config.seed,
+    )
+
+
+def labelled_batches(data: DataSource, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """About ``count`` training images with their classes, as in evaluation, in whole batches."""
+    size = min(BATCH, count)
+    loader = data.loader("train", size, seed=seed, shuffle=True)
+    return list(islice(batches(loader, 0), -(-count // size)))
