@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from curlfx.cost import CostModel
+from curlfx.cost import Cost, CostModel
 from curlfx.coupling import Coupling, couple
 from curlfx.errors import BudgetError, ConfigError, UsageError
 from curlfx.gradual.choice import most, next_removed
@@ -172,12 +173,12 @@ class GradualPruner:
         return found
 
     @property
-    def cost(self) -> Any:
-        """What the slim network costs now, a `curlfx.cost.Cost`."""
+    def cost(self) -> Cost:
+        """What the slim network costs now."""
         return self._costs.evaluate(self.alive)
 
     @property
-    def dense_cost(self) -> Any:
+    def dense_cost(self) -> Cost:
         """What the dense network costs."""
         return self._costs.dense
 
@@ -202,12 +203,12 @@ class GradualPruner:
 
     def plan(self) -> SlimPlan:
         """What has gone so far, as a plan for the dense network."""
-        facts = {
+        facts: dict[str, JsonValue] = {
             "curlfx": importlib.metadata.version("curlfx"),
             "torch": str(torch.__version__),
             "class": self._class,
             "seed": self.seed,
-            "gradual": [asdict(step) | {"seconds": round(step.seconds, 3)} for step in self.history],
+            "epochs": [step.epoch for step in self.history],
         }
         return SlimPlan(
             keep=self.keep,

@@ -31,8 +31,8 @@ def schedule_of(config: RunConfig) -> Schedule:
         raise ConfigError("gradual.interval = 0: nothing goes while training; want 'auto' or a number of epochs")
     if not interval <= last <= epochs:
         raise ConfigError(
-            f"gradual.interval = {interval}, gradual.last = {last}, train.epochs = {epochs}: want interval at most last, "
-            "and last at most epochs"
+            f"gradual.interval = {interval}, gradual.last = {last}, train.epochs = {epochs}: want interval at most "
+            "last, and last at most epochs"
         )
     exact = config.round_to == "auto" and asked.amount is not None
     return Schedule(
