@@ -84,6 +84,12 @@ class GradualPruner:
         progress: Is told of the scoring.
         criteria: Names and functions.
 
+    Attributes:
+        keep: Kept positions of every group that has lost channels, of the dense network.
+        history: The steps so far.
+        epoch: Last epoch that `step` was called for.
+        epoch_macs: Multiply-adds for one image of the network that each epoch trained.
+
     Raises: ConfigError for an unknown criterion; TargetError for a target that means nothing; BudgetError for one that
         the floor does not let this network reach; UsageError where masks do not do what slimming does (a LayerNorm or
         GroupNorm over channels that go), and physical is needed.
@@ -110,7 +116,7 @@ class GradualPruner:
         self.data, self.seed, self.progress, self.criteria = data, seed, progress, criteria
         self.history: list[PruneStep] = []
         self.epoch_macs: list[int] = []
-        self._epoch = 0
+        self.epoch = 0
         self._optimizers: dict[Optimizer, RemovableHandle] = {}
         with self._evaluating():
             self.coupling = coupling or couple(traced)
@@ -158,17 +164,15 @@ class GradualPruner:
         Raises: UsageError when the epoch is not later than the one before; DataError, ModelError, PlanError as the
             criterion does, the network unchanged.
         """
-        if epoch <= self._epoch:
-            raise UsageError(
-                f"step({epoch}) after step({self._epoch}): want one call after every epoch, counted from 1"
-            )
+        if epoch <= self.epoch:
+            raise UsageError(f"step({epoch}) after step({self.epoch}): want one call after every epoch, counted from 1")
         number = self.schedule.number(epoch)
         found = None
         trained = self.cost.macs if self.physical else self._costs.dense.macs
         if number is not None and not self.reached:
             with self._evaluating():
                 found = self._prune(epoch, number)
-        self._epoch = epoch
+        self.epoch = epoch
         self.epoch_macs.append(trained)
         return found
 
@@ -242,7 +246,7 @@ class GradualPruner:
         """What a checkpoint needs beside the states of module and optimiser; plain types only."""
         return {
             "settings": self._settings(),
-            "epoch": self._epoch,
+            "epoch": self.epoch,
             "epoch_macs": list(self.epoch_macs),
             "keep": {group: list(kept) for group, kept in self.keep.items()},
             "history": [asdict(step) for step in self.history],
@@ -254,8 +258,8 @@ class GradualPruner:
         Of a network that is slimmed physically, module and attached optimisers get their narrower parameters here.
         Raises: ConfigError when it was made with other settings; UsageError when this pruner has begun.
         """
-        if self._epoch:
-            raise UsageError(f"load_state_dict after step({self._epoch}): want a pruner that has not begun")
+        if self.epoch:
+            raise UsageError(f"load_state_dict after step({self.epoch}): want a pruner that has not begun")
         settings = self._settings()
         for name, now in settings.items():
             was = state["settings"].get(name)
@@ -267,7 +271,7 @@ class GradualPruner:
         if keep:
             with self._evaluating():
                 self._apply(keep)
-        self._epoch, self.epoch_macs = int(state["epoch"]), list(state["epoch_macs"])
+        self.epoch, self.epoch_macs = int(state["epoch"]), list(state["epoch_macs"])
         self.history = [PruneStep(**step) for step in state["history"]]
 
     def _settings(self) -> dict[str, Any]:

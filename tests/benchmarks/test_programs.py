@@ -16,6 +16,7 @@ PROGRAMS = [
     "compile_time.py",
     "coverage.py",
     "fuzz.py",
+    "gradual.py",
     "kl_scoring.py",
     "latency.py",
     "limited_data.py",
@@ -72,6 +73,24 @@ def test_fuzz_examines_once_and_repeats_one(tmp_path):
     assert "networks" not in again.stderr
     one = start("fuzz.py", "--only", "1", "--onnx-every", "0")
     assert one.stdout.splitlines()[0] == row["recipe"]
+
+
+@pytest.mark.slow
+def test_gradual_measures_once(tmp_path):
+    record = tmp_path / "results" / "record.jsonl"
+    options = ["--data", "digits", "--model", "curlfx:digits", "--epochs", "3", "--train-limit", "200", "--seeds", "0"]
+    options += ["--test-limit", "100", "--importance", "magnitude", "--proxy", "16", "--record", str(record)]
+    first = start("gradual.py", *options)
+    assert first.returncode == 0, first.stderr
+    rows = {row["arm"]: row for row in map(json.loads, record.read_text(encoding="utf-8").splitlines())}
+    assert list(rows) == ["dense", "masked", "physical", "physical-random", "fine-tuned"]
+    assert rows["dense"]["training_ratio"] == rows["masked"]["training_ratio"] == 1.0
+    assert rows["physical"]["training_ratio"] < 1.0
+    assert rows["fine-tuned"]["training_ratio"] < 1.0
+    assert all(row["macs_ratio"] <= 0.44 for arm, row in rows.items() if arm != "dense")
+    second = start("gradual.py", *options)
+    assert second.stdout == first.stdout
+    assert not list((tmp_path / "results" / "record.work").iterdir())
 
 
 @pytest.mark.slow
