@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -159,7 +159,7 @@ class GradualPruner:
             self._masks.apply()
 
     def step(self, epoch: int) -> PruneStep | None:
-        """Note that ``epoch`` (from 1) is trained, and take channels if a step is due; None where none is.
+        """Note that ``epoch`` (from 1) is trained, and take channels if a step is due; None where nothing goes.
 
         Raises: UsageError when the epoch is not later than the one before; DataError, ModelError, PlanError as the
             criterion does, the network unchanged.
@@ -169,7 +169,7 @@ class GradualPruner:
         number = self.schedule.number(epoch)
         found = None
         trained = self.cost.macs if self.physical else self._costs.dense.macs
-        if number is not None and not self.reached:
+        if number is not None and self._wants_more(number):
             with self._evaluating():
                 found = self._prune(epoch, number)
         self.epoch = epoch
@@ -194,8 +194,7 @@ class GradualPruner:
     @property
     def reached(self) -> bool:
         """Whether every target holds; False without one."""
-        cost = self.cost
-        return bool(self._targets) and all(target.met(cost) for target in self._targets)
+        return _met(self._targets, self.cost)
 
     def training_macs(self, images: int) -> tuple[int, int]:
         """Multiply-adds of the training so far, and of the dense network trained as long.
@@ -285,9 +284,10 @@ class GradualPruner:
     def _prune(self, epoch: int, number: int) -> PruneStep:
         start = time.perf_counter()
         units = make_units(self.coupling, self._scores(epoch))
+        bounds = self._bounds(number)
         removed = next_removed(
             units, self._removed, self._caps, self._steps, self.schedule.channels(self.coupling.total),
-            self._enough(units, number),
+            lambda gone: _met(bounds, self._costs.evaluate(units.alive(gone))),
         )  # fmt: skip
         before = int(self.alive.sum())
         self._apply(kept_positions(self.coupling, units, removed))
@@ -297,17 +297,15 @@ class GradualPruner:
         self.history.append(step)
         return step
 
-    def _enough(self, units: Units, number: int) -> Callable[[Ints], bool]:
-        """Whether a step may stop: at the target, or, without an amount, at its equal part of the way there."""
-        targets: tuple[Target, ...] = self._targets
-        if self.schedule.amount is None:
-            targets = tuple(on_the_way(target, number, len(self.schedule.epochs)) for target in targets)
+    def _wants_more(self, number: int) -> bool:
+        """Whether something may go at a step."""
+        return bool((self._removed < self._caps).any()) and not _met(self._bounds(number), self.cost)
 
-        def met(removed: Ints) -> bool:
-            cost = self._costs.evaluate(units.alive(removed))
-            return bool(targets) and all(target.met(cost) for target in targets)
-
-        return met
+    def _bounds(self, number: int) -> tuple[Target, ...]:
+        """Where a step may stop: at the target, or, without an amount, after its equal part of the way there."""
+        if self.schedule.amount is not None:
+            return self._targets
+        return tuple(on_the_way(target, number, len(self.schedule.epochs)) for target in self._targets)
 
     def _scores(self, epoch: int) -> Scores:
         """Scores of what is left, for the channels of the dense network; what is gone stands below all of it."""
@@ -381,6 +379,11 @@ class GradualPruner:
             yield
         finally:
             module.train(training)
+
+
+def _met(targets: Sequence[Target], cost: Cost) -> bool:
+    """Whether all targets hold; False where there are none."""
+    return bool(targets) and all(target.met(cost) for target in targets)
 
 
 @dataclass(frozen=True)

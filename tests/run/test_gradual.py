@@ -17,6 +17,8 @@ from curlfx.run.recheck import recheck
 from curlfx.run.runner import RunResult, run
 from curlfx.run.settings import load_config, make_config
 
+PHYSICAL = {"gradual": {"interval": 1, "last": 3, "physical": True}, "importance": "taylor", "round_to": 1}
+
 
 def settings(tiny_job: dict[str, Any], **changed: Any) -> dict[str, Any]:
     train = {"train": {"epochs": 4}, "recovery": {"epochs": 0}, "importance": "magnitude"}
@@ -25,12 +27,7 @@ def settings(tiny_job: dict[str, Any], **changed: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trained(tiny_job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return run(
-        settings(
-            tiny_job, gradual={"interval": 1, "last": 3, "physical": True}, importance="taylor",
-            out=tmp_path_factory.mktemp("trained") / "run",
-        )
-    )  # fmt: skip
+    return run(settings(tiny_job, **PHYSICAL, out=tmp_path_factory.mktemp("trained") / "run"))
 
 
 def test_ends_in_a_usual_run_directory(trained: RunResult) -> None:
@@ -66,7 +63,9 @@ def test_a_killed_run_ends_the_same(trained: RunResult, tiny_job: dict[str, Any]
                 raise StopError
 
     out = tmp_path / "run"
-    job = settings(tiny_job, gradual={"interval": 1, "last": 3, "physical": True}, importance="taylor", out=out)
+    job = settings(
+        tiny_job, gradual={"interval": 1, "last": 3, "physical": True}, importance="taylor", round_to=1, out=out
+    )
     with pytest.raises(StopError):
         run(job, progress=Kill())
     run({"resume": out})
