@@ -11,9 +11,13 @@ from curlfx.planning.units import Ints, Units
 
 
 def most(units: Units, floor: float) -> Ints:
-    """Most units that may ever go, ``(G,)``: of ``n`` at least ``ceil(floor · n)`` stay, and at least one."""
+    """Most units that may ever go, ``(G,)``: of ``n`` at least ``ceil(floor · n)`` stay, and at least one.
+
+    Of whole blocks two stay: the slim network is scored again, and with a single block left its layer is no grouped one
+    any more, whose channels would be coupled in other groups.
+    """
     share = Fraction(str(floor))
-    kept = np.maximum(-(-units.sizes * share.numerator // share.denominator), 1)
+    kept = np.maximum(-(-units.sizes * share.numerator // share.denominator), np.where(units.whole, 2, 1))
     caps: Ints = np.maximum(units.sizes - kept, 0)
     return caps
 

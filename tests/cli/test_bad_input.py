@@ -76,6 +76,21 @@ def test_run_refuses(program: Program, arguments: list[str], texts: list[str]) -
     refused(program("run", *SMALL, *arguments), *texts)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["gradual.interval=0"], ["gradual.interval = 0", "curlfx run"]),
+        (["gradual.last=99"], ["gradual.last = 99", "train.epochs = 8"]),
+        (["gradual.amount=-3"], ["gradual.amount = -3", "a whole number of channels"]),
+        (["train.epochs=0"], ["gradual", "train.epochs=0"]),
+        (["target.latency_ms=3"], ["gradual", "target.latency_ms"]),
+        (["gradual.phisical=true"], ["did you mean 'gradual.physical'?"]),
+    ],
+)
+def test_train_refuses(program: Program, arguments: list[str], texts: list[str]) -> None:
+    refused(program("train", "limit=20", *arguments), *texts)
+
+
 def test_nothing_to_resume(program: Program) -> None:
     refused(program("run", "resume=nowhere"), "resume=nowhere: want a run directory")
 

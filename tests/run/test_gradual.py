@@ -45,8 +45,9 @@ def test_ends_in_a_usual_run_directory(trained: RunResult) -> None:
     plan = SlimPlan.load(trained.directory / "plan.json")
     assert plan.importance == "taylor"
     assert plan.after.macs == summary["slim"]["macs"]
-    widths = load_file(trained.directory / "slim.safetensors")["stem.weight"].shape[0]
-    assert widths == plan.widths["stem.weight"] < 16
+    state = load_file(trained.directory / "slim.safetensors")
+    assert {group: state[group].shape[0] for group in plan.widths} == plan.widths
+    assert min(plan.widths.values()) < 16
     assert recheck(trained.directory).passed
     page = (trained.directory / "report.html").read_text(encoding="utf-8")
     assert "Pruning while training" in page
