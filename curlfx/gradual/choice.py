@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -13,11 +14,14 @@ from curlfx.planning.units import Ints, Units
 def most(units: Units, floor: float) -> Ints:
     """Most units that may ever go, ``(G,)``: of ``n`` at least ``ceil(floor · n)`` stay, and at least one.
 
-    Of whole blocks two stay: the slim network is scored again, and with a single block left its layer is no grouped one
-    any more, whose channels would be coupled in other groups.
+    Two stay where the slim network, which is scored again, would have its channels coupled in other groups, or under
+    other names: of whole blocks, of the channels in each block, and of groups that start in the same parameter.
     """
     share = Fraction(str(floor))
-    kept = np.maximum(-(-units.sizes * share.numerator // share.denominator), np.where(units.whole, 2, 1))
+    starts = Counter(group.partition("#")[0] for group in units.ids)
+    shared = np.array([starts[group.partition("#")[0]] > 1 for group in units.ids], bool)
+    least = np.where(units.whole | (units.blocks > 1) | shared, 2, 1)
+    kept = np.maximum(-(-units.sizes * share.numerator // share.denominator), least)
     caps: Ints = np.maximum(units.sizes - kept, 0)
     return caps
 

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from curlfx.cost import Cost, CostModel
 from curlfx.coupling import Coupling, couple
-from curlfx.errors import BudgetError, ConfigError, UsageError
+from curlfx.errors import BudgetError, ConfigError, PlanError, UsageError
 from curlfx.gradual.choice import most, next_removed
 from curlfx.gradual.mask import Masks, check_maskable
 from curlfx.gradual.schedule import Schedule
@@ -135,6 +135,7 @@ class GradualPruner:
         self.keep: dict[str, tuple[int, ...]] = {}
         self._left_coupling = self.coupling
         self._check_reachable(units)
+        self._check_stable(units)
         for each in (optimizer,) if isinstance(optimizer, Optimizer) else optimizer:
             self.attach(each)
 
@@ -366,6 +367,23 @@ class GradualPruner:
                     f"floor={self.schedule.floor:g} and round_to={self.schedule.round_to} the least is "
                     f"{target.percent(target.value(least)):.3g} %; lower them, raise the target, or freeze fewer layers"
                 )
+
+    def _check_stable(self, units: Units) -> None:
+        """Refuse a network whose channels are coupled otherwise when most of them are gone.
+
+        Raises: UsageError.
+        """
+        keep = kept_positions(self.coupling, units, self._caps)
+        with self._evaluating():
+            slim, _ = run(self.traced, [Slim(self.coupling, keep)], own_weights=False)
+            left = couple(slim, frozen=self._frozen, rules=self.coupling.rules)
+            try:
+                of_what_is_left(self.coupling, keep, score(slim, left, "random"))
+            except PlanError as cause:
+                raise UsageError(
+                    f"what floor={self.schedule.floor:g} leaves of this network is coupled otherwise, so it cannot be "
+                    f"scored again ({str(cause).partition(';')[0]}); raise the floor, or freeze this group"
+                ) from cause
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
