@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from curlfx.recovery import FitResult, TrainSettings, evaluate, fit
 from curlfx.recovery.batches import batches
 from curlfx.recovery.hardware import choose_device
 from curlfx.sources import input_shape, load_data, load_model
+from curlfx.sources.images import balanced
 
 RECORD = Path(__file__).parent / "results" / "gradual.jsonl"
 ARMS = {
@@ -89,8 +90,11 @@ class Bench:
             shape=input_shape(arguments.model) if size is None else (3, size, size),
             train_limit=arguments.train_limit,
         )
-        judged = load_data(self.data.name, shape=self.data.shape, limit=arguments.test_limit)
-        self.test = judged.loader("test", 500)
+        if arguments.test_limit is not None:
+            test = self.data.images("test")
+            fewer = test.subset(balanced(test.labels, arguments.test_limit))
+            self.data = replace(self.data, splits={**self.data.splits, "test": fewer})
+        self.test = self.data.loader("test", 500)
         self.images = self.data.size("train")
 
     def dense(self, seed: int) -> TracedModel:
