@@ -17,6 +17,7 @@ from curlfx.recovery.loop import Loop
 from curlfx.recovery.meter import Meter
 from curlfx.recovery.settings import TrainSettings
 from curlfx.recovery.soft_labels import SoftLabels
+from curlfx.recovery.supplement import Supplement
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def fit(
     *,
     teacher: nn.Module | None = None,
     soft: SoftLabels | None = None,
+    supplement: Supplement | None = None,
     validation: Loader | None = None,
     stage: str = "train",
     progress: Progress | None = None,
@@ -60,6 +62,7 @@ def fit(
         teacher: A network to distil from, put into eval mode; its images are the student's.
         soft: Labels to train along, row i that of the image at position i; the loader then gives positions, and the
             teacher has no part.
+        supplement: What the training does beside.
         validation: Judged in float32 after every epoch.
         checkpoint: File written after every epoch.
         resume: Go on from ``checkpoint`` if it exists.
@@ -67,7 +70,7 @@ def fit(
     Raises: DataError, ModelError, ConfigError as the parts do; CheckError when the loss is no longer finite;
         OutputError when the checkpoint cannot be written; WeightsError when it is not one of this network.
     """
-    loop = Loop(module, loader, settings, teacher, validation, soft)
+    loop = Loop(module, loader, settings, teacher, validation, soft, supplement)
     try:
         if checkpoint is not None and resume and checkpoint.exists():
             loop.restore(checkpoint)
