@@ -1,4 +1,4 @@
-"""Networks of torchvision for images of 32 × 32, as MODEL: ``benchmarks/cifar_networks.py:resnet18``."""
+"""Networks of torchvision for images of 32 × 32, as MODEL: ``benchmarks/cifar_networks.py:resnet18``, ``:vgg16_bn``."""
 
 import torchvision
 from torch import nn
@@ -9,4 +9,11 @@ def resnet18(num_classes: int = 10) -> nn.Module:
     network = torchvision.models.resnet18(num_classes=num_classes)
     network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()
+    return network
+
+
+def vgg16_bn(num_classes: int = 10) -> nn.Module:
+    """The VGG-16 of torchvision with batch normalisation and the head that is usual for CIFAR: one linear layer."""
+    network = torchvision.models.vgg16_bn(num_classes=num_classes)
+    network.avgpool, network.classifier = nn.Identity(), nn.Linear(512, num_classes)
     return network

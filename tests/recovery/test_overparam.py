@@ -252,7 +252,7 @@ def test_refuses_what_cannot_be(dense: TracedModel, slim: TracedModel) -> None:
     with pytest.raises(ConfigError, match="similarity = 3000 needs the dense network"):
         fit_expanded(slim, Clouds(), Overparam(TRAIN))
     other = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(3)), torch.randn(SIZE))
-    with pytest.raises(ConfigError, match="the teacher has no layer 'conv2d' with weight 'stem.weight'"):
+    with pytest.raises(ConfigError, match=r"the teacher has no layer 'conv2d' with weight 'stem\.weight'"):
         fit_expanded(slim, Clouds(), Overparam(TRAIN), teacher=other)
     head = trace(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), torch.randn(SIZE))
     with pytest.raises(ConfigError, match="no convolution or linear layer but the last"):
