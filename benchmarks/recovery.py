@@ -1,8 +1,8 @@
 r"""Recovery with linear over-parameterisation, beside plain fine-tuning and distillation.
 
 A dense network is slimmed once per target and seed, and recovered in several ways with the same images, epochs, batches
-and learning rate. "same seconds" is plain fine-tuning for as long as over-parameterisation with similarities took, by the
-seconds on record, as a training of its own with its cosine over all of its epochs. A row that is on record is not
+and learning rate. "same seconds" is plain fine-tuning for as long as over-parameterisation with similarities took, by
+the seconds on record: a training of its own, whose cosine runs over all of its epochs. A row that is on record is not
 measured again, and an interrupted one goes on from its last epoch.
 
     python benchmarks/recovery.py --data cifar10 --weights resnet56.safetensors --seeds 0,1
@@ -211,12 +211,13 @@ def describe(arguments: argparse.Namespace, rows: Sequence[Row]) -> str:
     images = "all training images" if arguments.train_limit is None else f"{arguments.train_limit} training images"
     settings = TrainSettings()
     return (
-        f"{arguments.model}, base accuracy {base}, slimmed by {arguments.importance} over {arguments.proxy} proxy images; "
-        f"recovered on {images}: batch {arguments.batch_size}, SGD with Nesterov momentum {settings.momentum}, cosine "
-        f"from {arguments.lr}, weight decay {settings.weight_decay} (in enlarged layers on the middle factor). "
-        f"Distillation: weight {settings.distillation}, temperature {settings.temperature}. Over-parameterisation: rate "
-        f"{arguments.rate}, similarities weigh {arguments.similarity:g}. Seconds: of training alone; peak: memory above "
-        "that before the training. Accuracies: mean over seeds ± half their range; against plain: same seed, same epochs."
+        f"{arguments.model}, base accuracy {base}, slimmed by {arguments.importance} over {arguments.proxy} proxy "
+        f"images; recovered on {images}: batch {arguments.batch_size}, SGD with Nesterov momentum {settings.momentum}, "
+        f"cosine from {arguments.lr}, weight decay {settings.weight_decay} (in enlarged layers on the middle factor). "
+        f"Distillation: weight {settings.distillation}, temperature {settings.temperature}. Over-parameterisation: "
+        f"rate {arguments.rate}, similarities weigh {arguments.similarity:g}. Seconds: of training alone; peak: memory "
+        "above that before the training. Accuracies: mean over seeds ± half their range; against plain: same seed and "
+        "epochs."
     )
 
 
