@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +18,35 @@ def similarities(features: Tensor) -> Tensor:
 
     Never under autocast: sums over all features leave the range of half precision.
 
-    Shapes: features ``(B, …)``; Q is ``(B, all others)``.
+    Shapes: features ``(B, …)``; Q is ``(B, all others)``, in any order.
     Source: Tung & Mori, arXiv:1907.09682, section 3.1.
     """
-    flat = features.flatten(1).float()
-    kind = flat.device.type
+    kind = features.device.type
     with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
-        return functional.normalize(flat @ flat.mT, dim=1)
+        products: Tensor = _Gram.apply(_rows(features).float())  # type: ignore[no-untyped-call]
+        return functional.normalize(products, dim=1)
+
+
+class _Gram(torch.autograd.Function):
+    """``Q Qᵀ``, whose gradient takes one product instead of the two that autograd would make of it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        """Shapes: rows ``(B, F)``, result ``(B, B)``."""
+        ctx.save_for_backward(rows)
+        return rows @ rows.mT
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        """Shapes: gradient ``(B, B)``, result ``(B, F)``."""
+        (rows,) = ctx.saved_tensors
+        return (gradient + gradient.mT) @ rows
+
+
+def _rows(features: Tensor) -> Tensor:
+    """One row per image, its features in the order in which they lie in memory: nothing is copied."""
+    order = sorted(range(1, features.dim()), key=features.stride, reverse=True)
+    return features.permute(0, *order).flatten(1)
 
 
 def similarity_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

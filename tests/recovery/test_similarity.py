@@ -51,3 +51,13 @@ def test_never_in_half_precision() -> None:
         found = similarities(features)
     assert found.dtype == torch.float32
     assert torch.equal(found, similarities(features))
+
+
+def test_gradient_and_memory_layout() -> None:
+    features = drawn(4, 3, 2, 5).float()
+    last = features.contiguous(memory_format=torch.channels_last).requires_grad_()
+    plain = features.clone().requires_grad_()
+    similarities(last).square().mul(drawn(4, 4, seed=2)).sum().backward()
+    flat = plain.flatten(1)
+    torch.nn.functional.normalize(flat @ flat.mT, dim=1).square().mul(drawn(4, 4, seed=2)).sum().backward()
+    torch.testing.assert_close(last.grad, plain.grad)
