@@ -13,17 +13,16 @@ record is not measured again.
 
 import argparse
 import copy
-import re
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from accuracy_arms import ARMS, Narrowed, narrow, narrow_by_rival, outer_norms
 from records import Lines, Row, collect, spread
+from subjects import dense_network, images_for
 from tables import fixed, markdown, percent
 from torch import Tensor, nn
 
@@ -32,9 +31,8 @@ from curlfx.coupling import couple
 from curlfx.errors import BudgetError
 from curlfx.graph import TracedModel, trace
 from curlfx.importance import Scores, score
-from curlfx.recovery import TrainSettings, evaluate, fit, recover
+from curlfx.recovery import TrainSettings, evaluate, recover
 from curlfx.recovery.hardware import choose_device
-from curlfx.sources import DataSource, input_shape, load_data, load_model, load_weights
 
 ABSORBED = "accuracy_absorbed_"
 RECORD = Path(__file__).parent / "results" / "accuracy.jsonl"
@@ -50,40 +48,13 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.device = choose_device(arguments.device)
-        self.shape = input_shape(arguments.model) if arguments.size is None else (3, arguments.size, arguments.size)
-        self.data = self._limited(None)
-        self.recovery_data = self._limited(arguments.train_limit)
-        self.test = self._limited(arguments.test_limit).loader("test", 500)
-        self.model = self._dense()
+        self.data = images_for(arguments, None)
+        self.recovery_data = images_for(arguments, arguments.train_limit)
+        self.test = images_for(arguments, arguments.test_limit).loader("test", 500)
+        self.model = dense_network(arguments, self.recovery_data)
         self.traced: TracedModel = trace(self.model, (self.data.proxy(2),))
         self.dense_accuracy = self.judge(self.traced.module)
         self._scores: dict[tuple[str, int, bool], Scores] = {}
-
-    def _limited(self, limit: int | None) -> DataSource:
-        """The data, or every class's share of ``limit`` images of it."""
-        spec = self.arguments.data
-        return load_data(f"imagefolder:{spec}" if Path(spec).is_dir() else spec, shape=self.shape, limit=limit)
-
-    def _dense(self) -> nn.Module:
-        """The dense network with its weights; trained first, once, where it has none."""
-        arguments = self.arguments
-        torch.manual_seed(0)
-        model = load_model(arguments.model, num_classes=self.data.num_classes, weights=arguments.weights)
-        if not arguments.train_epochs:
-            return model.eval()
-        name = re.sub(r"\W+", "-", arguments.model)
-        file = arguments.record.parent / f"dense-{name}-{arguments.train_epochs}.safetensors"
-        if file.exists():
-            load_weights(model, file)
-            return model.eval()
-        settings = TrainSettings(
-            epochs=arguments.train_epochs, lr=0.1, batch_size=128, distillation=0, device=arguments.device
-        )
-        loader = self.recovery_data.loader("train", settings.batch_size, augment=True, shuffle=True)
-        fit(model, loader, settings, progress=Lines("dense"))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file({key: value.contiguous() for key, value in model.state_dict().items()}, file)
-        return model.eval()
 
     def judge(self, network: nn.Module) -> float:
         """Accuracy on the test images."""

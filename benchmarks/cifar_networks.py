@@ -1,4 +1,4 @@
-"""Networks of torchvision for images of 32 × 32, as MODEL: ``benchmarks/cifar_networks.py:resnet18``."""
+"""Networks of torchvision for images of 32 × 32, as MODEL: ``benchmarks/cifar_networks.py:resnet18``, ``:vgg16_bn``."""
 
 import torchvision
 from torch import nn

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from curlfx.coupling import couple
 from curlfx.files import discard
-from curlfx.gradual import GradualPruner, PrunerHooks, PruneStep, Schedule
+from curlfx.gradual import GradualPruner, PruneStep, Pruning, Schedule
 from curlfx.gradual.pruner import BACKWARD
 from curlfx.graph import TracedModel, trace
 from curlfx.importance import check_criterion, score
@@ -143,7 +143,7 @@ class Bench:
         }
 
     def _fit(
-        self, network: TracedModel, arm: str, seed: int, path: Path, hooks: PrunerHooks | None, **changed: float
+        self, network: TracedModel, arm: str, seed: int, path: Path, pruning: Pruning | None, **changed: float
     ) -> FitResult:
         arguments = self.arguments
         epochs = int(changed.get("epochs", arguments.epochs))
@@ -158,7 +158,13 @@ class Bench:
         )
         loader = self.data.loader("train", settings.batch_size, seed=seed, augment=True, shuffle=True)
         return fit(
-            network.module, loader, settings, progress=Lines(f"{arm} {seed}"), checkpoint=path, resume=True, hooks=hooks
+            network.module,
+            loader,
+            settings,
+            progress=Lines(f"{arm} {seed}"),
+            checkpoint=path,
+            resume=True,
+            supplement=pruning,
         )
 
     def _gradual(self, network: TracedModel, arm: str, seed: int, path: Path) -> Trained:
@@ -176,7 +182,7 @@ class Bench:
             share = step.macs / pruner.dense_cost.macs
             print(f"{arm} {seed}: epoch {step.epoch}: {step.channels} channels go, {share:.1%} MACs", file=sys.stderr)
 
-        found = self._fit(network, arm, seed, path, PrunerHooks(pruner, told))
+        found = self._fit(network, arm, seed, path, Pruning(pruner, told))
         training, _ = pruner.training_macs(self.images)
         cost = pruner.cost
         return Trained(pruner.slim(), cost.macs, cost.params, training, found.seconds, tuple(pruner.history))

@@ -11,8 +11,6 @@ an interrupted one goes on from its last epoch.
 """
 
 import argparse
-import hashlib
-import json
 import statistics
 import sys
 import time
@@ -21,13 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from records import Lines, Row, collect, spread
+from records import Lines, Row, checkpoint, collect, forget, spread
 from tables import fixed, markdown, percent
 from torch import nn
 
 from curlfx.cost import CostModel
 from curlfx.coupling import Coupling, couple
-from curlfx.files import discard
 from curlfx.graph import TracedModel, trace
 from curlfx.importance import score
 from curlfx.planning import SlimPlan, plan, slim
@@ -186,18 +183,6 @@ def limited(data: DataSource, train: int, test: int | None) -> DataSource:
     if test is not None:
         splits["test"] = splits["test"].subset(balanced(splits["test"].labels, test))
     return replace(data, splits=splits)
-
-
-def checkpoint(record: Path, row: Row) -> Path:
-    """Where the unfinished training of a row is kept, by the settings of the row."""
-    name = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
-    return record.with_suffix(".work") / f"{name}.pt"
-
-
-def forget(path: Path) -> None:
-    """Remove the checkpoints of a row that is on record now."""
-    for file in path.parent.glob(f"{path.stem}*"):
-        discard(file)
 
 
 def key(arguments: argparse.Namespace, arm: str, seed: int) -> Row:

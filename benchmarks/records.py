@@ -1,5 +1,6 @@
 """Rows on record: what a program has measured before is not measured again, and an interrupted one goes on."""
 
+import hashlib
 import json
 import statistics
 import sys
@@ -8,9 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from curlfx.files import discard
 from curlfx.progress import StepEvent
 
-__all__ = ["Lines", "Row", "collect", "spread"]
+__all__ = ["Lines", "Row", "checkpoint", "collect", "find", "forget", "spread"]
 
 Row = dict[str, Any]
 
@@ -48,7 +50,7 @@ def collect(
     """
     record, rows = _read(path), []
     for settings in wanted:
-        row = next((row for row in record if settings.items() <= row.items()), None)
+        row = _match(record, settings)
         if row is None:
             row = measure(settings)
             if row is None:
@@ -61,12 +63,33 @@ def collect(
     return rows
 
 
+def find(path: Path, settings: Row) -> Row | None:
+    """The row on record that was measured with such settings; None where there is none."""
+    return _match(_read(path), settings)
+
+
+def checkpoint(record: Path, row: Row) -> Path:
+    """Where the unfinished training of a row is kept, by the settings of the row."""
+    name = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
+    return record.with_suffix(".work") / f"{name}.pt"
+
+
+def forget(path: Path) -> None:
+    """Remove the checkpoints of a row that is on record now."""
+    for file in path.parent.glob(f"{path.stem}*"):
+        discard(file)
+
+
 def spread(values: Sequence[float]) -> str:
     """Mean of some accuracies in percent, and half their range; empty where there are none."""
     if not values:
         return ""
     half = (max(values) - min(values)) / 2
     return f"{100 * statistics.mean(values):.2f} ± {100 * half:.2f}"
+
+
+def _match(record: Sequence[Row], settings: Row) -> Row | None:
+    return next((row for row in record if settings.items() <= row.items()), None)
 
 
 def _read(path: Path) -> list[Row]:

@@ -125,7 +125,8 @@ class LatencyModel:
 
 def _latencies(nodes: Sequence[NodeSamples]) -> Floats:
     """Latency of every network, ``(P,)``, the sum over its nodes."""
-    return np.sum([node.milliseconds for node in nodes], axis=0)
+    total: Floats = np.sum([node.milliseconds for node in nodes], axis=0)
+    return total
 
 
 def _features(node: NodeSamples, shares: Floats) -> tuple[list[int], bool]:

@@ -4,7 +4,7 @@ from curlfx.recovery.batches import EpochLoader, Loader
 from curlfx.recovery.checkpoint import Checkpoint, EpochRecord
 from curlfx.recovery.evaluate import evaluate
 from curlfx.recovery.fit import FitResult, fit
-from curlfx.recovery.hooks import Hooks
+from curlfx.recovery.overparam import Overparam, fit_expanded
 from curlfx.recovery.recalibrate import recalibrate
 from curlfx.recovery.recipes import RECIPES, Recipe
 from curlfx.recovery.recover import RecoveryResult, TrainingData, recover, refine
@@ -17,8 +17,8 @@ __all__ = [
     "EpochLoader",
     "EpochRecord",
     "FitResult",
-    "Hooks",
     "Loader",
+    "Overparam",
     "Recipe",
     "RecoveryResult",
     "SoftLabels",
@@ -26,6 +26,7 @@ __all__ = [
     "TrainingData",
     "evaluate",
     "fit",
+    "fit_expanded",
     "recalibrate",
     "recover",
     "refine",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from curlfx.errors import ConfigError, WeightsError
 from curlfx.files import write_bytes
 from curlfx.recovery.settings import TrainSettings
+from curlfx.recovery.supplement import NOTHING
 
 FORMAT = 1
 
@@ -51,7 +53,8 @@ class Checkpoint:
         optimizer: State dict.
         average: State of the weight average; None without one.
         history: One record per finished epoch.
-        hooks: State of what takes part in the training; None without.
+        supplement: What the training did beside, as `curlfx.recovery.supplement.Supplement.described` says it.
+        state: Of that supplement.
     """
 
     epoch: int
@@ -61,7 +64,8 @@ class Checkpoint:
     optimizer: dict[str, Any]
     average: dict[str, Any] | None
     history: tuple[EpochRecord, ...]
-    hooks: dict[str, Any] | None = None
+    supplement: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write to ``path``, whole or not at all. Raises: OutputError."""
@@ -74,7 +78,8 @@ class Checkpoint:
             "optimizer": self.optimizer,
             "average": self.average,
             "history": [asdict(record) for record in self.history],
-            "hooks": self.hooks,
+            "supplement": dict(self.supplement),
+            "state": dict(self.state),
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -95,19 +100,26 @@ class Checkpoint:
                 optimizer=dict(content["optimizer"]),
                 average=content["average"],
                 history=tuple(EpochRecord(**record) for record in content["history"]),
-                hooks=content.get("hooks"),
+                supplement=dict(content.get("supplement", {})),
+                state=dict(content.get("state", {})),
             )
         except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise WeightsError(f"{path}: not a checkpoint of curlfx ({reason}); delete it to start afresh") from error
 
-    def check_resumable(self, path: Path, settings: TrainSettings, steps_per_epoch: int) -> None:
+    def check_resumable(
+        self, path: Path, settings: TrainSettings, steps_per_epoch: int, supplement: Mapping[str, Any] = NOTHING
+    ) -> None:
         """Refuse to go on under other settings: the result would be that of neither. Raises: ConfigError."""
         changed = self.settings.differences(settings)
         if changed:
             name = changed[0]
             was, now = getattr(self.settings, name), getattr(settings, name)
             raise ConfigError(f"{path} was made with {name}={was}, not {now}; use the same settings or delete it")
+        for name in dict.fromkeys([*self.supplement, *supplement]):
+            was, now = self.supplement.get(name), supplement.get(name)
+            if was != now:
+                raise ConfigError(f"{path} was made with {name}={was}, not {now}; use the same settings or delete it")
         if self.steps_per_epoch != steps_per_epoch:
             raise ConfigError(
                 f"{path} was made with {self.steps_per_epoch} batches per epoch, the loader has {steps_per_epoch}; "

@@ -13,11 +13,11 @@ from curlfx.progress import Progress, StepEvent, StepTimer
 from curlfx.recovery.batches import Loader
 from curlfx.recovery.checkpoint import EpochRecord
 from curlfx.recovery.hardware import reproducible
-from curlfx.recovery.hooks import Hooks
 from curlfx.recovery.loop import Loop
 from curlfx.recovery.meter import Meter
 from curlfx.recovery.settings import TrainSettings
 from curlfx.recovery.soft_labels import SoftLabels
+from curlfx.recovery.supplement import Supplement
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ def fit(
     *,
     teacher: nn.Module | None = None,
     soft: SoftLabels | None = None,
+    supplement: Supplement | None = None,
     validation: Loader | None = None,
     stage: str = "train",
     progress: Progress | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
-    hooks: Hooks | None = None,
 ) -> FitResult:
     """Train ``module`` in place; afterwards it is in eval mode, where it was before, in the contiguous layout.
 
@@ -62,15 +62,15 @@ def fit(
         teacher: A network to distil from, put into eval mode; its images are the student's.
         soft: Labels to train along, row i that of the image at position i; the loader then gives positions, and the
             teacher has no part.
+        supplement: What the training does beside.
         validation: Judged in float32 after every epoch.
         checkpoint: File written after every epoch.
         resume: Go on from ``checkpoint`` if it exists.
-        hooks: Who changes the network after epochs; its state goes into the checkpoint.
 
     Raises: DataError, ModelError, ConfigError as the parts do; CheckError when the loss is no longer finite;
         OutputError when the checkpoint cannot be written; WeightsError when it is not one of this network.
     """
-    loop = Loop(module, loader, settings, teacher, validation, soft, hooks)
+    loop = Loop(module, loader, settings, teacher, validation, soft, supplement)
     try:
         if checkpoint is not None and resume and checkpoint.exists():
             loop.restore(checkpoint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from curlfx.recovery.batches import IndexedBatch, Loader, batch_count, batches, 
 from curlfx.recovery.checkpoint import Checkpoint, EpochRecord
 from curlfx.recovery.evaluate import evaluate
 from curlfx.recovery.hardware import Placement, arrange, choose_device, choose_placement, home_of
-from curlfx.recovery.hooks import Hooks
 from curlfx.recovery.loss import check_labels, hits, logits_of, loss_of, refining_loss
 from curlfx.recovery.meter import Meter
 from curlfx.recovery.mixup import Mixup
 from curlfx.recovery.settings import TrainSettings
 from curlfx.recovery.soft_labels import SoftLabels
+from curlfx.recovery.supplement import Supplement
 
 _FLUSH_ON_GPU = 16  # steps between looks at the loss: each look waits for the device
 
@@ -37,10 +37,12 @@ class Loop:
         teacher: nn.Module | None,
         validation: Loader | None,
         soft: SoftLabels | None,
-        hooks: Hooks | None = None,
+        supplement: Supplement | None = None,
     ) -> None:
         self.module, self.loader, self.settings, self.validation = module, loader, settings, validation
-        self.teacher = teacher if settings.distillation > 0 and soft is None else None
+        self.supplement = supplement or Supplement()
+        asked = self.supplement.asks_teacher or (settings.distillation > 0 and soft is None)
+        self.teacher = teacher if asked else None
         self.soft, self.mixup = soft, None if settings.mixup == 0 else Mixup(settings.mixup, settings.seed, epoch=0)
         if soft is not None and settings.mixup > 0:
             raise ConfigError(f"mixup = {settings.mixup}: a blend of images has no soft label of its own; want mixup=0")
@@ -52,18 +54,17 @@ class Loop:
         self.homes = [home_of(network) for network in self.networks]
         for network in self.networks:
             network.to(self.device).eval()
-        self.optimizer = _optimizer(module, settings)
+        self.optimizer = _optimizer(module, settings, self.supplement.undecayed)
         self.average = None if settings.ema_decay is None else WeightAverage(module, settings.ema_decay)
-        self.hooks = hooks
-        if hooks is not None:
-            if self.average is not None:
-                raise ConfigError(f"ema_decay = {settings.ema_decay}: weights change beside the training; leave it out")
-            hooks.start(self.optimizer)
+        if self.average is not None and self.supplement.replaces:
+            raise ConfigError(f"ema_decay = {settings.ema_decay}: weights change beside the training; leave it out")
+        self.supplement.start(self.optimizer)
 
     def run_epoch(self, watch: Callable[[int, Meter], None]) -> None:
         """One pass over the loader; ``watch`` is called after every step with its number in the epoch, from 1."""
         started, meter, rate = time.perf_counter(), Meter(), 0.0
         self.module.train()
+        self.supplement.before_epoch(self.module, self.epoch)
         every = 1 if self.device.type == "cpu" else _FLUSH_ON_GPU
         if self.mixup is not None:
             self.mixup = Mixup(self.settings.mixup, self.settings.seed, self.epoch)
@@ -76,7 +77,7 @@ class Loop:
                 watch(step, meter)
         self._flush(meter, rate)
         self.module.eval()
-        if self.hooks is not None and self.hooks.after_epoch(self.epoch + 1):
+        if self.supplement.after_epoch(self.module, self.epoch, self.optimizer):
             self.placement = None  # new parameters have to be laid out
         validation = self._validate()
         self.epoch += 1
@@ -96,9 +97,10 @@ class Loop:
         placement = self._place(images)
         mix = None if self.mixup is None else self.mixup.draw(len(images))
         images = placement.images(images if mix is None else mix.images(images))
-        judged = self._judged(images, placement)
+        judged, taught = self._judged(images, placement)
         with placement.autocast():
-            logits = logits_of(self.module(images))
+            output = self.module(images)
+        logits = logits_of(output)
         check_labels(logits, labels)
         labels = labels.to(self.device, non_blocking=True)
         soft = None if self.soft is None else self.soft.rows(batch.positions).to(self.device).requires_grad_()
@@ -106,6 +108,8 @@ class Loop:
             loss = loss_of(logits, labels, judged, self.settings, mix)
         else:
             loss = refining_loss(logits, labels, soft, self.settings)
+        extra = self.supplement.loss(output, taught)
+        loss = loss if extra is None else loss + extra
         self._descend(loss, rate)
         if self.soft is not None and soft is not None and soft.grad is not None:
             self.soft.descend(batch.positions, soft.grad, self.settings.label_lr)
@@ -118,13 +122,16 @@ class Loop:
             self.placement = choose_placement(self.networks, images, self.device, chosen.amp, chosen.memory_format)
         return self.placement
 
-    def _judged(self, images: Tensor, placement: Placement) -> Tensor | None:
-        """The teacher's logits for what the student sees."""
+    def _judged(self, images: Tensor, placement: Placement) -> tuple[Tensor | None, object]:
+        """The teacher's logits for what the student sees, where they count, and what the supplement takes from it."""
         if self.teacher is None:
-            return None
+            return None, None
         with torch.inference_mode(), placement.autocast():
-            judged = logits_of(self.teacher(images))
-        return judged.clone()  # outside inference mode: the backward pass saves it
+            output = self.teacher(images)
+            taught = self.supplement.taught(output)
+        if self.settings.distillation == 0:
+            return None, taught
+        return logits_of(output).clone(), taught  # a clone outside inference mode: the backward pass saves it
 
     def _descend(self, loss: Tensor, rate: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -156,17 +163,16 @@ class Loop:
         """Everything a later process needs to go on as if nothing had happened."""
         average = None if self.average is None else self.average.state()
         model, optimizer = self.module.state_dict(), self.optimizer.state_dict()
-        hooks = None if self.hooks is None else self.hooks.state()
-        return Checkpoint(self.epoch, self.steps, self.settings, model, optimizer, average, tuple(self.history), hooks)
+        history, beside = tuple(self.history), self.supplement
+        return Checkpoint(
+            self.epoch, self.steps, self.settings, model, optimizer, average, history, beside.described, beside.state()
+        )
 
     def restore(self, path: Path) -> None:
         """Take up the checkpoint at ``path``. Raises: WeightsError, ConfigError."""
         saved = Checkpoint.load(path)
-        saved.check_resumable(path, self.settings, self.steps)
-        if (saved.hooks is None) != (self.hooks is None):
-            raise ConfigError(f"{path} was made with{'out' * (saved.hooks is None)} gradual pruning; delete it")
-        if self.hooks is not None and saved.hooks is not None:
-            self.hooks.restore(saved.hooks)
+        saved.check_resumable(path, self.settings, self.steps, self.supplement.described)
+        self.supplement.restore(saved.state)
         try:
             self.module.load_state_dict(saved.model)
             self.optimizer.load_state_dict(saved.optimizer)
@@ -181,19 +187,24 @@ class Loop:
 
     def release(self) -> None:
         """Put the networks back where they were, in the contiguous layout and in eval mode."""
-        if self.hooks is not None:
-            self.hooks.finish()
+        self.supplement.finish()
         for network, home in zip(self.networks, self.homes, strict=True):
             network.to(home).eval()
             arrange(network, torch.contiguous_format)
 
 
-def _optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.SGD:
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def _optimizer(module: nn.Module, settings: TrainSettings, undecayed: Collection[str]) -> torch.optim.SGD:
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not trained:
         raise ModelError("the network has no parameter that requires a gradient; nothing to train")
-    decayed = [parameter for parameter in trained if settings.decay_vectors or parameter.dim() > 1]
-    spared = [parameter for parameter in trained if not settings.decay_vectors and parameter.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    spared = {
+        name for name, parameter in trained.items()
+        if name in undecayed or not (settings.decay_vectors or parameter.dim() > 1)
+    }  # fmt: skip
+    parts = ({name for name in trained if name not in spared}, settings.weight_decay), (spared, 0.0)
+    groups = [
+        {"params": [trained[name] for name in trained if name in part], "weight_decay": decay}
+        for part, decay in parts
+        if part
+    ]
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)

@@ -1,7 +1,8 @@
-"""Recovery of a slim network under its dense one: a training, and a refinement of the labels after it."""
+"""Recovery of a slim network under its dense one: enlarged, as it is, and with labels that are refined meanwhile."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -9,9 +10,11 @@ from typing import Literal, Protocol, runtime_checkable
 from torch import nn
 
 from curlfx.errors import ConfigError
+from curlfx.graph.traced import TracedModel
 from curlfx.progress import Progress
 from curlfx.recovery.batches import Loader
 from curlfx.recovery.fit import FitResult, fit
+from curlfx.recovery.overparam import as_traced, fit_expanded
 from curlfx.recovery.recipes import Recipe, find_recipe
 from curlfx.recovery.settings import TrainSettings
 from curlfx.recovery.soft_labels import SoftLabels, teacher_logits
@@ -50,30 +53,36 @@ class RecoveryResult:
         trained: The training of the weights alone.
         refined: The one with soft labels; None without.
         labels: The soft labels as they ended; None without.
+        expanded: The training of the enlarged network, which came first; None without.
     """
 
     trained: FitResult
     refined: FitResult | None = None
     labels: SoftLabels | None = None
+    expanded: FitResult | None = None
 
     @property
     def accuracy(self) -> float | None:
         """Validation accuracy at the end, in [0, 1]; None without a validation loader or an epoch."""
-        last = self.refined or self.trained
-        return last.accuracy
+        done = [one for one in self._all if one.history]
+        return done[-1].accuracy if done else None
 
     @property
     def seconds(self) -> float:
         """Wall-clock time of all epochs."""
-        return sum(one.seconds for one in (self.trained, self.refined) if one is not None)
+        return sum(one.seconds for one in self._all)
+
+    @property
+    def _all(self) -> list[FitResult]:
+        return [one for one in (self.expanded, self.trained, self.refined) if one is not None]
 
 
 def recover(
-    student: nn.Module,
+    student: nn.Module | TracedModel,
     data: Loader | TrainingData,
-    recipe: str | Recipe | TrainSettings = "distillation",
+    recipe: str | Sequence[str] | Recipe | TrainSettings = "distillation",
     *,
-    teacher: nn.Module,
+    teacher: nn.Module | TracedModel,
     validation: Loader | None = None,
     stage: str = "recover",
     progress: Progress | None = None,
@@ -82,32 +91,69 @@ def recover(
 ) -> RecoveryResult:
     """Train a slim network, in place, with its dense one as the teacher.
 
-        curlfx.recover(slim.module, curlfx.load_data("imagefolder:birds"), "curl", teacher=model)
+        curlfx.recover(slim, curlfx.load_data("imagefolder:birds"), "curl", teacher=model)
 
     Args:
+        student: The slim network: as a graph, its module, or a module that `curlfx.slim_` narrowed.
         data: What `curlfx.load_data` gives; or, for a recipe without expansion and refinement, batches of images and
             labels.
-        recipe: A name of `curlfx.recovery.RECIPES`, a recipe of one's own, or the settings of a single training.
+        recipe: A name of `curlfx.recovery.RECIPES`, ``["overparam", another name]``, a recipe of one's own, or the
+            settings of a single training.
+        teacher: The dense network, likewise.
         validation: Judged after every epoch; nothing is chosen by it.
-        checkpoint: File written after every epoch; that of the refinement is called ``<stem>-refine`` and has the soft
-            labels beside it.
         resume: Go on from these files if they exist, to the same bits.
 
     Raises: as `fit`; ConfigError when the recipe needs more than batches.
     """
     chosen = _recipe(recipe)
+    plain = _training_batches(data, chosen)
+    enlarged = None
+    if chosen.overparam.train.epochs:
+        enlarged = _enlarged(
+            student, data, chosen, teacher=teacher, validation=validation, stage=stage, progress=progress,
+            checkpoint=checkpoint, resume=resume,
+        )  # fmt: skip
+    student, teacher = (one.module if isinstance(one, TracedModel) else one for one in (student, teacher))
     trained = fit(
-        student, _training_batches(data, chosen), chosen.train, teacher=teacher, validation=validation, stage=stage,
+        student, plain, chosen.train, teacher=teacher, validation=validation, stage=stage,
         progress=progress, checkpoint=checkpoint, resume=resume,
     )  # fmt: skip
     if chosen.refine.epochs == 0 or not isinstance(data, TrainingData):
-        return RecoveryResult(trained)
-    beside = None if checkpoint is None else checkpoint.with_stem(f"{checkpoint.stem}-refine")
+        return RecoveryResult(trained, expanded=enlarged)
     refined, labels = refine(
         student, data, chosen, teacher=teacher, validation=validation, stage=f"{stage}, refine", progress=progress,
-        checkpoint=beside, resume=resume,
+        checkpoint=_beside(checkpoint, "refine"), resume=resume,
     )  # fmt: skip
-    return RecoveryResult(trained, refined, labels)
+    return RecoveryResult(trained, refined, labels, enlarged)
+
+
+def _enlarged(
+    student: nn.Module | TracedModel,
+    data: Loader | TrainingData,
+    recipe: Recipe,
+    *,
+    teacher: nn.Module | TracedModel,
+    validation: Loader | None,
+    stage: str,
+    progress: Progress | None,
+    checkpoint: Path | None,
+    resume: bool,
+) -> FitResult:
+    """The first training of ``recipe``; modules are traced, and get the weights afterwards."""
+    settings = recipe.overparam
+    loader = enlarging_loader(data, recipe) if isinstance(data, TrainingData) else data
+    slim = as_traced(student, loader)
+    result = fit_expanded(
+        slim, loader, settings, teacher=as_traced(teacher, loader), validation=validation,
+        stage=f"{stage}, overparam", progress=progress, checkpoint=_beside(checkpoint, "overparam"), resume=resume,
+    )  # fmt: skip
+    if isinstance(student, nn.Module) and student is not slim.module:
+        student.load_state_dict(slim.module.state_dict())
+    return result
+
+
+def _beside(checkpoint: Path | None, name: str) -> Path | None:
+    return None if checkpoint is None else checkpoint.with_stem(f"{checkpoint.stem}-{name}")
 
 
 def refine(
@@ -122,7 +168,7 @@ def refine(
     checkpoint: Path | None = None,
     resume: bool = False,
 ) -> tuple[FitResult, SoftLabels]:
-    """The second training of ``recipe`` alone: soft labels start as the teacher's logits and move to the student's.
+    """The last training of ``recipe`` alone: soft labels start as the teacher's logits and move to the student's.
 
     Every step moves the labels of its batch by plain gradient descent along with the weights. Arguments and errors: as
     for `recover`.
@@ -145,18 +191,18 @@ def refine(
     return result, labels
 
 
-def _recipe(recipe: str | Recipe | TrainSettings) -> Recipe:
+def _recipe(recipe: str | Sequence[str] | Recipe | TrainSettings) -> Recipe:
     match recipe:
-        case str():
-            return find_recipe(recipe)
         case TrainSettings():
             return Recipe(recipe)
         case Recipe():
             return recipe
+        case _:
+            return find_recipe(recipe)
 
 
 def _training_batches(data: Loader | TrainingData, recipe: Recipe) -> Loader:
-    """Batches of the first training. Raises: ConfigError when batches alone are given and more is needed."""
+    """Batches of the training of the weights alone. Raises: ConfigError for batches where more is needed."""
     if isinstance(data, TrainingData):
         return training_loader(data, recipe)
     if recipe.expand or recipe.refine.epochs:
@@ -168,7 +214,13 @@ def _training_batches(data: Loader | TrainingData, recipe: Recipe) -> Loader:
 
 
 def training_loader(data: TrainingData, recipe: Recipe) -> Loader:
-    """Batches of the first training of ``recipe``."""
+    """Batches of the training of the weights alone."""
     settings = recipe.train
     images = data.expanded(settings.seed) if recipe.expand else data
     return images.loader("train", settings.batch_size, seed=settings.seed, augment=True, shuffle=True)
+
+
+def enlarging_loader(data: TrainingData, recipe: Recipe) -> Loader:
+    """Batches of the training of the enlarged network."""
+    settings = recipe.overparam.train
+    return data.loader("train", settings.batch_size, seed=settings.seed, augment=True, shuffle=True)

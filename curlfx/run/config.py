@@ -15,11 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from curlfx.cost import Cost
 from curlfx.errors import ConfigError
 from curlfx.gradual.schedule import Schedule
+from curlfx.passes.expand_linear import Compute
+from curlfx.passes.factors import Initialisation
 from curlfx.planning.apply import Absorb
 from curlfx.planning.choose import SOLVERS, Allocation
 from curlfx.planning.price import Priced
 from curlfx.planning.target import Amount, parse_targets
-from curlfx.recovery.recipes import RECIPES, Recipe
+from curlfx.recovery.overparam import Decay, Overparam
+from curlfx.recovery.recipes import RECIPES, UNENLARGED, Recipe, find_recipe
 from curlfx.recovery.settings import Amp, MemoryFormat, TrainSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -125,11 +128,54 @@ class RefineConfig(Section):
     expand: bool = RECIPES[DEFAULT].expand_refine
 
 
+class OverparamConfig(TrainingConfig):
+    """Training of the enlarged network, before that of the slim one.
+
+    Attributes: as in `curlfx.recovery.Overparam`, and those of its training.
+    """
+
+    epochs: Natural = 0
+    lr: Positive = UNENLARGED.train.lr
+    distillation: Share = UNENLARGED.train.distillation
+    temperature: Positive = UNENLARGED.train.temperature
+    rate: Count = UNENLARGED.rate
+    layers: Annotated[tuple[str, ...], Field(description="a list of names, like [layer4.*]")] = ()
+    init: Initialisation = UNENLARGED.init
+    compute: Compute = UNENLARGED.compute
+    similarity: Annotated[float, Field(ge=0)] = UNENLARGED.similarity
+    decay: Decay = UNENLARGED.decay
+    frozen_epochs: Natural = 0
+    merge_every: Natural = 0
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        try:
+            self.of(seed=0, device="auto")
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def of(self, *, seed: int, device: str) -> Overparam:
+        """The same for `curlfx.recovery`. Raises: ConfigError for values that do not go together."""
+        names = [field.name for field in fields(Overparam) if field.name != "train"]
+        own = {name: getattr(self, name) for name in names}
+        return Overparam(self.settings(seed=seed, device=device), **own)
+
+
+RecipeName = Literal["distillation", "curl", "curl-large", "overparam"]
+
+
 class RecoveryConfig(TrainingConfig):
     """Training of the slim network, by default with the dense one as its teacher.
 
     Attributes:
-        recipe: Where every other key of this section takes its default from, as in `curlfx.recovery.RECIPES`.
+        recipe: Where every other key of this section takes its default from, as in `curlfx.recovery.RECIPES`; or
+            ``[overparam, ONE OF THE OTHERS]``.
         recalibrate_batches: Training batches on which BatchNorm's statistics are measured afresh before the training;
             0 keeps those of the dense network.
         distillation: Weight of the distillation loss; the rest is cross-entropy. 0 trains without a teacher.
@@ -137,9 +183,10 @@ class RecoveryConfig(TrainingConfig):
         mixup: a of ``lam ~ Beta(a, a)`` with which the images of a batch are blended; 0 does not.
         expand: Train on every training image in six versions.
         refine: Refinement of the labels after the training.
+        overparam: Training of the enlarged network before it.
     """
 
-    recipe: Literal["distillation", "curl", "curl-large"] = DEFAULT
+    recipe: RecipeName | tuple[RecipeName, ...] = DEFAULT
     recalibrate_batches: Natural = 0
     epochs: Natural = 8
     lr: Positive = 0.02
@@ -148,27 +195,50 @@ class RecoveryConfig(TrainingConfig):
     mixup: Annotated[float, Field(ge=0)] = 0.0
     expand: bool = False
     refine: RefineConfig = RefineConfig()
+    overparam: OverparamConfig = OverparamConfig()
 
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, given: object) -> object:
-        """Take what is not given from the recipe."""
-        name = given.get("recipe", DEFAULT) if isinstance(given, dict) else None
-        if not isinstance(given, dict) or not isinstance(name, str) or name not in RECIPES:
+        """Take what is not given from the recipe; a name alone, or a list of names, is the recipe."""
+        given = {"recipe": given} if isinstance(given, str | list | tuple) else given
+        if not isinstance(given, dict):
+            return given
+        try:
+            recipe = find_recipe(given.get("recipe", DEFAULT))
+        except (ConfigError, TypeError):
             return given  # whatever is wrong with it is found with the other faults
-        recipe, refine = RECIPES[name], given.get("refine", {})
         defaults = {name: getattr(recipe.train, name) for name in cls.model_fields if hasattr(recipe.train, name)}
-        if isinstance(refine, dict):
-            own = {name: getattr(recipe.refine, name) for name in RefineConfig.model_fields if name != "expand"}
-            refine = {**own, "expand": recipe.expand_refine, **refine}
-        return {**defaults, "expand": recipe.expand, **given, "refine": refine}
+        refine = {name: getattr(recipe.refine, name) for name in RefineConfig.model_fields if name != "expand"}
+        enlarged = {
+            name: getattr(recipe.overparam if hasattr(recipe.overparam, name) else recipe.overparam.train, name)
+            for name in OverparamConfig.model_fields
+        }
+        parts = {"refine": {**refine, "expand": recipe.expand_refine}, "overparam": enlarged}
+        sections = {name: _above(given.get(name, {}), defaults) for name, defaults in parts.items()}
+        return {**defaults, "expand": recipe.expand, **given, **sections}
+
+    @field_validator("recipe")
+    @classmethod
+    def _known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        try:
+            find_recipe(value)
+        except ConfigError as error:
+            raise ValueError(str(error).partition(": ")[2]) from error
+        return value
 
     def of(self, *, seed: int, device: str) -> Recipe:
         """The same for `curlfx.recovery`. Raises: ConfigError for values that do not go together."""
         train = self.settings(seed=seed, device=device)
         changed = self.refine.model_dump(exclude={"expand"})
         refine = replace(train, **changed, mixup=0.0, temperature=1.0, warmup_epochs=0.0)
-        return Recipe(train, self.expand, refine, self.refine.expand)
+        enlarged = self.overparam.of(seed=seed, device=device)
+        return Recipe(train, self.expand, refine, self.refine.expand, enlarged)
+
+
+def _above(given: object, defaults: dict[str, Any]) -> object:
+    """Keys that are given on top of defaults."""
+    return {**defaults, **given} if isinstance(given, dict) else given
 
 
 class GradualConfig(Section):

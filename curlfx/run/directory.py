@@ -30,6 +30,7 @@ STAGES = (
     "slim",
     "unrecovered",
     "recalibrate",
+    "overparam",
     "recover",
     "refine",
     "accuracy",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from curlfx.gradual import GradualPruner, PrunerHooks, PruneStep
+from curlfx.gradual import GradualPruner, PruneStep, Pruning
 from curlfx.planning import SlimPlan
 from curlfx.planning.apply import slim
 from curlfx.recovery import FitResult, Loader, fit
@@ -43,7 +43,7 @@ def train(job: Job, validation: Loader) -> tuple[FitResult, Result]:
         progress=job.progress,
         checkpoint=job.checkpoint("train.pt"),
         resume=True,
-        hooks=PrunerHooks(pruner, told),
+        supplement=Pruning(pruner, told),
     )
     check = _kept(job, pruner)
     if not pruner.reached:

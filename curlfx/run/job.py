@@ -134,13 +134,14 @@ class Job:
 
     @cached_property
     def slim(self) -> TracedModel:
-        """The slim network, with its newest weights: recalibrated, recovered, refined."""
+        """The slim network, with its newest weights: recalibrated, enlarged and contracted, recovered, refined."""
         return self.slimmed(self.config.absorb_bias)
 
     def slimmed(self, absorb: Absorb) -> TracedModel:
         """The slim network; biases take something over only as long as its weights are those of the dense one."""
         done = self.directory.done
         trained = "recover" in done or bool(done.get("recalibrate", {}).get("batches"))
+        trained = trained or bool(done.get("overparam", {}).get("epochs"))
         network = slim_by_plan(self.traced, self.plan, self.coupling, absorb_bias="none" if trained else absorb)
         if trained:
             load_tensors(network.module, self.file(SLIM))

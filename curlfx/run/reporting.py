@@ -136,12 +136,12 @@ def _int8(done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
 def _recovered(config: RecoveryConfig, done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Accuracy on the test images before the recovery, and after each of its stages; None where one did nothing."""
     final = done["accuracy"]["accuracy"]
-    refined = config.refine.epochs > 0
-    recovered = (done["recover"]["accuracy"] if refined else final) if config.epochs else None
+    epochs = {"overparam": config.overparam.epochs, "recover": config.epochs, "refine": config.refine.epochs}
+    trained = [stage for stage, count in epochs.items() if count]
+    after = {stage: done[stage]["accuracy"] for stage in ("recalibrate", "overparam", "recover")}
     after = {
-        "recalibrate": done["recalibrate"]["accuracy"],
-        "recover": recovered,
-        "refine": final if refined else None,
+        **{stage: after.get(stage) for stage in ("recalibrate", *epochs)},
+        **dict.fromkeys(trained[-1:], final),
     }
     before = done["unrecovered"]
     return {

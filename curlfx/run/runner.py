@@ -34,6 +34,7 @@ STAGES: Mapping[str, Stage] = {
     "slim": compilation.slim,
     "unrecovered": training.judge_unrecovered,
     "recalibrate": training.recalibrate,
+    "overparam": training.overparam,
     "recover": training.recover,
     "refine": training.refine,
     "accuracy": training.judge_slim,

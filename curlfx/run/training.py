@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from curlfx.recovery import FitResult, Loader, Recipe, evaluate, fit
+from curlfx.recovery import FitResult, Loader, Recipe, evaluate, fit, fit_expanded
 from curlfx.recovery import recalibrate as measure
 from curlfx.recovery import refine as refine_labels
 from curlfx.recovery.batches import batches
-from curlfx.recovery.recover import training_loader
+from curlfx.recovery.recover import enlarging_loader, training_loader
 from curlfx.run import gradual
 from curlfx.run.job import EVALUATION_BATCH, SLIM, Job, save_tensors
 
@@ -82,6 +82,25 @@ def recalibrate(job: Job) -> Result:
     accuracy = _accuracy(job, network, "recalibrated", f"after measuring {norms} BatchNorms on {wanted} batches")
     save_tensors(network, job.file(SLIM), plan="plan.json")
     return {"batches": wanted, "norms": norms, "accuracy": accuracy}
+
+
+def overparam(job: Job) -> Result:
+    """Train the slim network enlarged, after the dense one's features, and contract it, if that is asked for."""
+    recipe, network = _recipe(job), job.slim.module
+    settings = recipe.overparam
+    if settings.train.epochs == 0:
+        return {"epochs": 0, "accuracy": None}
+    found = fit_expanded(
+        job.slim, enlarging_loader(job.data, recipe), settings, teacher=job.traced, validation=_validation(job),
+        progress=job.progress, checkpoint=job.checkpoint("overparam.pt"), resume=True,
+    )  # fmt: skip
+    _tell(job, found, "overparam")
+    job.say(f"trained the enlarged network, contracted it: {len(found.history)} epochs in {found.seconds:.1f} s")
+    accuracy = None
+    if recipe.train.epochs or recipe.refine.epochs:  # else it is what the last stage will find
+        accuracy = _accuracy(job, network, "overparam", "of the contracted network")
+    save_tensors(network, job.file(SLIM), plan="plan.json")
+    return {"epochs": len(found.history), "accuracy": accuracy}
 
 
 def recover(job: Job) -> Result:

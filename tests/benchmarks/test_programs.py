@@ -20,6 +20,7 @@ PROGRAMS = [
     "kl_scoring.py",
     "latency.py",
     "limited_data.py",
+    "recovery.py",
     "rivals.py",
 ]
 PROGRAMS += ["export_quality.py", "scaling.py"]
@@ -111,6 +112,27 @@ def test_limited_data_measures_once(tmp_path):
     second = start("limited_data.py", *options)
     assert second.stdout == first.stdout
     assert len(record.read_text(encoding="utf-8").splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_recovery_measures_once(tmp_path):
+    record = tmp_path / "results" / "record.jsonl"
+    network = f"{FOLDER.parent / 'tests' / 'run' / 'tiny_networks.py'}:residual"
+    options = ["--data", "digits", "--model", network, "--targets", "50%", "--seeds", "0", "--epochs", "1"]
+    options += ["--train-limit", "64", "--test-limit", "20", "--proxy", "8", "--rate", "2", "--record", str(record)]
+    first = start("recovery.py", *options)
+    assert first.returncode == 0, first.stderr
+    rows = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+    assert [row["arm"] for row in rows][::5] == ["plain", "plain-longer"]
+    assert len({(row["accuracy_slimmed"], row["macs_ratio"]) for row in rows}) == 1
+    assert "| + similarities + distillation " in first.stdout
+    assert list((tmp_path / "results" / "record.work").iterdir()) == []
+    second = start("recovery.py", *options)
+    assert second.stdout == first.stdout
+    assert len(record.read_text(encoding="utf-8").splitlines()) == 6
+    alone = start("recovery.py", *options, "--seeds", "1", "--arms", "plain-longer")
+    assert alone.returncode != 0
+    assert "needs the seconds of plain, overparam-spkd" in alone.stderr
 
 
 @pytest.mark.slow

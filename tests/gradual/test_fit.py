@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from curlfx.errors import ConfigError
-from curlfx.gradual import GradualPruner, PrunerHooks, PruneStep, Schedule
+from curlfx.gradual import GradualPruner, PruneStep, Pruning, Schedule
 from curlfx.graph import TracedModel, trace
 from curlfx.recovery import FitResult, TrainSettings, evaluate, fit
 from curlfx.recovery.batches import Batch
@@ -55,10 +55,10 @@ def train(
 
     pruner = GradualPruner(traced, Schedule(1, 3, amount=amount), "taylor", data=PROXY, physical=physical)
     told: list[PruneStep] = []
-    hooks = PrunerHooks(pruner, told.append)
+    supplement = Pruning(pruner, told.append)
     result = fit(
         traced.module, Clouds(), SETTINGS, validation=Clouds(), progress=Kill(), checkpoint=path, resume=True,
-        hooks=hooks,
+        supplement=supplement,
     )  # fmt: skip
     return result, pruner, told
 
@@ -110,7 +110,10 @@ def test_what_does_not_go_on(tmp_path: Path) -> None:
     pruner = GradualPruner(network(0), Schedule(1, 1, amount=1), "random")
     with pytest.raises(ConfigError, match="ema_decay"):
         fit(
-            pruner.traced.module, Clouds(), TrainSettings(epochs=1, ema_decay=0.9, amp="off"), hooks=PrunerHooks(pruner)
+            pruner.traced.module,
+            Clouds(),
+            TrainSettings(epochs=1, ema_decay=0.9, amp="off"),
+            supplement=Pruning(pruner),
         )
 
 

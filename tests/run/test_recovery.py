@@ -40,7 +40,8 @@ def recovered(job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 def test_every_stage_is_reported(recovered: RunResult) -> None:
     recovery, seconds = recovered.summary["recovery"], recovered.summary["seconds"]
     after = recovery["accuracy_after"]
-    assert list(after) == ["recalibrate", "recover", "refine"]
+    assert list(after) == ["recalibrate", "overparam", "recover", "refine"]
+    assert after.pop("overparam") is None
     for accuracy in (recovery["accuracy_before"], *after.values()):
         assert accuracy * 40 == pytest.approx(round(accuracy * 40))
     assert after["refine"] == recovered.summary["slim"]["accuracy"]
@@ -123,6 +124,7 @@ def test_recipes_of_a_job_are_those_of_the_library(name: str) -> None:
     )  # fmt: skip
     if wanted.refine.epochs:
         assert recipe.refine == wanted.refine
+    assert recipe.overparam == wanted.overparam
     assert make_config({"recovery": {}}) == make_config({"recovery": {"recipe": "distillation"}}) == RunConfig()
 
 
@@ -130,7 +132,12 @@ def test_recipes_of_a_job_are_those_of_the_library(name: str) -> None:
     ("override", "message"),
     [
         ("recovery.recipe=curly", "recovery.recipe = curly: want 'distillation' or 'curl' or 'curl-large'"),
-        ("recovery.recipe=[]", "recovery.recipe = []: want 'distillation'"),
+        ("recovery.recipe=[]", "recovery.recipe = []: want one of distillation, curl, curl-large, overparam, or ["),
+        ("recovery.recipe=[curl, overparam]", "['curl', 'overparam']: want one of distillation, "),
+        ("recovery.overparam.rate=0", "recovery.overparam.rate = 0: want a whole number >= 1"),
+        ("recovery.overparam.init=zero", "recovery.overparam.init = zero: want 'semi_orthogonal' or 'pinv' or"),
+        ("recovery.overparam.batch_size=1", "recovery.overparam: overparam: one image is like itself: want batch_size"),
+        ("recovery.rate=2", "did you mean 'recovery.overparam.rate'?"),
         ("recovery.mixup=-1", "recovery.mixup = -1: want a number >= 0"),
         ("recovery.refine.lr=0", "recovery.refine.lr = 0: want a number > 0"),
         ("recovery.refine=3", "recovery.refine = 3: want keys with values: epochs, lr"),
@@ -140,7 +147,7 @@ def test_recipes_of_a_job_are_those_of_the_library(name: str) -> None:
         ("recovery={recipe: curl, epochs: 3}", "recovery: warmup_epochs = 5: want at most epochs = 3"),
         ("train={momentum: 0}", "train: nesterov = true needs momentum above 0"),
         ("train_limit=0", "train_limit = 0: want a whole number >= 1"),
-        ("recovery=curl", "recovery = curl: want keys with values: epochs"),
+        ("recovery=curly", "recovery.recipe = curly: want 'distillation'"),
     ],
 )
 def test_fault_names_key_value_and_range(override: str, message: str) -> None:

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from torch.optim import Optimizer
+import torch
+from torch import nn
 
 from curlfx.gradual.pruner import GradualPruner, PruneStep
+from curlfx.recovery.supplement import Supplement
 
 
-class PrunerHooks:
-    """`curlfx.recovery.Hooks` that let a pruner step after every epoch.
+class Pruning(Supplement):
+    """Lets a pruner step after every epoch of `curlfx.recovery.fit`.
 
     Args:
         pruner: Of the very network that is trained.
         told: Takes every step.
     """
 
+    replaces = True
+    described = MappingProxyType({"gradual": True})
+
     def __init__(self, pruner: GradualPruner, told: Callable[[PruneStep], None] = lambda _: None) -> None:
         self.pruner, self.told = pruner, told
 
-    def start(self, optimizer: Optimizer) -> None:
+    def start(self, optimizer: torch.optim.Optimizer) -> None:
         """Follow the optimiser."""
         self.pruner.attach(optimizer)
 
-    def after_epoch(self, epoch: int) -> bool:
+    def after_epoch(self, module: nn.Module, epoch: int, optimizer: torch.optim.Optimizer) -> bool:
         """Step; whether the network has other parameters now."""
-        found = self.pruner.step(epoch)
+        found = self.pruner.step(epoch + 1)
         if found is None:
             return False
         self.told(found)
