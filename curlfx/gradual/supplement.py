@@ -31,7 +31,7 @@ class Pruning(Supplement):
         """Follow the optimiser."""
         self.pruner.attach(optimizer)
 
-    def after_epoch(self, module: nn.Module, epoch: int, optimizer: torch.optim.Optimizer) -> bool:
+    def after_epoch(self, module: nn.Module, epoch: int, optimizer: torch.optim.Optimizer) -> bool:  # noqa: ARG002
         """Step; whether the network has other parameters now."""
         found = self.pruner.step(epoch + 1)
         if found is None:

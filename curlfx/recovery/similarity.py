@@ -39,6 +39,7 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Shapes: gradient ``(B, B)``, result ``(B, F)``."""
+        rows: Tensor
         (rows,) = ctx.saved_tensors
         found: Tensor = (gradient + gradient.mT) @ rows
         return found

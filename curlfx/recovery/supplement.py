@@ -36,7 +36,7 @@ class Supplement:
     def before_epoch(self, module: nn.Module, epoch: int) -> None:
         """Called in training mode before the first batch of an epoch, numbered from 0."""
 
-    def after_epoch(self, module: nn.Module, epoch: int, optimizer: torch.optim.Optimizer) -> bool:
+    def after_epoch(self, module: nn.Module, epoch: int, optimizer: torch.optim.Optimizer) -> bool:  # noqa: ARG002
         """Called in eval mode after the last batch, before the epoch is judged; whether there are new parameters."""
         return False
 

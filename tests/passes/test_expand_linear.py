@@ -8,9 +8,10 @@ from textwrap import dedent
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from curlfx.deploy import export_onnx
 from curlfx.errors import UsageError, VerificationError
@@ -21,6 +22,7 @@ from curlfx.passes.expand_linear import ExpandLinear
 from curlfx.passes.factors import INITIALISATIONS
 from curlfx.passes.pipeline import run
 from tests.graph.networks import Small, randomise
+from tests.networks.strategies import networks
 
 ALL = ("*",)
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -239,6 +241,27 @@ def test_networks(name):
     contracted = ContractLinear()(perturb(expanded, 0.02))
     torch.testing.assert_close(contracted.module(x), expanded.module(x), rtol=1e-9, atol=1e-9)
     assert show(contracted) == show(traced)
+
+
+@pytest.mark.slow
+@given(networks(max_depth=5), st.sampled_from(["weights", "features", "auto"]))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_generated_networks(recipe, compute):
+    traced = trace(recipe.build(), recipe.inputs())
+    expanded = ExpandLinear(rate=2, compute=compute)(traced)
+    assert_equal_outputs(expanded, traced)
+    contracted = ContractLinear()(perturb(expanded, 0.02))
+    assert_equal_outputs(contracted, expanded)
+    assert show(contracted) == show(traced)
+    assert list(contracted.module.state_dict()) == list(traced.module.state_dict())
+
+
+@torch.no_grad()
+def assert_equal_outputs(found: TracedModel, wanted: TracedModel) -> None:
+    pairs = zip(*(pytree.tree_leaves(one.module(*wanted.example_inputs)) for one in (found, wanted)), strict=True)
+    for one, other in pairs:
+        scale = float(other.abs().max()) or 1.0
+        torch.testing.assert_close(one / scale, other / scale, rtol=0, atol=1e-9)
 
 
 def test_single_precision_and_half():
