@@ -69,7 +69,8 @@ class GradualPruner:
     What is left is scored afresh at every step, by any criterion; the channels with the lowest scores go for good.
     Masked (the default), their weights become zero and are kept there after every optimiser step: the network computes
     what the slim one would, at the cost of the dense one. Physical, they are taken away at once: the module stays the
-    same object, its parameters become narrower ones, in the optimisers too, and every further epoch costs less.
+    same object, its parameters become narrower ones, in the optimisers too, and every further epoch costs less (a
+    coupling or a plan of the dense network no longer fits ``traced`` then).
 
     Args:
         traced: The network; train ``traced.module``.

@@ -49,7 +49,7 @@ def train(job: Job, validation: Loader) -> tuple[FitResult, Result]:
     if not pruner.reached:
         share = pruner.cost.macs / pruner.dense_cost.macs
         job.say(f"note: {len(pruner.history)} steps did not reach the target; {share:.1%} of the MACs are left")
-    return found, _history(job, pruner) | {"check": asdict(check)}
+    return found, _history(job, pruner) | _seconds(found, pruner.schedule.interval) | {"check": asdict(check)}
 
 
 def _kept(job: Job, pruner: GradualPruner) -> Check:
@@ -81,6 +81,16 @@ def _history(job: Job, pruner: GradualPruner) -> Result:
         "training_macs": spent,
         "training_macs_dense": dense,
     }
+
+
+def _seconds(found: FitResult, interval: int) -> Result:
+    """What the training took, and what a dense one would have by its epochs before the first step.
+
+    With a step after every epoch the first one stands for all, its scoring included.
+    """
+    dense = [record.seconds for record in found.history[: interval - 1] or found.history[:1]]
+    estimate = len(found.history) * sum(dense) / len(dense)
+    return {"training_seconds": round(found.seconds, 3), "training_seconds_dense": round(estimate, 3)}
 
 
 def score(job: Job) -> Result:

@@ -40,6 +40,8 @@ def test_ends_in_a_usual_run_directory(trained: RunResult) -> None:
     macs = [summary["dense"]["macs"], *(step["macs"] for step in gradual["steps"])]
     assert gradual["training_macs"] == 3 * 100 * sum(macs)
     assert gradual["training_macs_dense"] == 3 * 100 * 4 * macs[0]
+    assert gradual["training_seconds"] > 0
+    assert gradual["training_seconds_dense"] > 0
     assert gradual["check"]["error"] <= 1e-9
     assert summary["dense"]["accuracy"] == summary["slim"]["accuracy"]  # zero weights are no channels
     plan = SlimPlan.load(trained.directory / "plan.json")
