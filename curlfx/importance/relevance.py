@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
-from curlfx.cost.macs import batch_size
-from curlfx.coupling import Coupling, GroupId
-from curlfx.coupling.vectors import Ints
-from curlfx.errors import ConfigError, DataError, InvariantError
-from curlfx.graph import TracedModel
+from curlfx.coupling import GroupId
+from curlfx.errors import ConfigError, DataError
+from curlfx.importance.places import Place, by_node, find_places, note_reached, of_one_output
 from curlfx.importance.request import Request
 from curlfx.importance.scores import Values
 from curlfx.lrp.call import PAPER, Flow, Rule, Settings
-from curlfx.lrp.gating import op_name
 from curlfx.lrp.maps import classes_of, one_hot
 from curlfx.lrp.propagate import Propagation
-from curlfx.lrp.table import RULES
 from curlfx.progress import StepEvent, StepTimer
 
-Bools = npt.NDArray[np.bool_]
 Policy = Literal["tied", "inner"]
 KEPT = 2.0
 """Score of channels that must not go: above all others, which are at most 1."""
-_SUMS = frozenset({"add", "sub", "subtract", "rsub"})
-_LAYERS = frozenset(name for name, rule in RULES.items() if rule in (RULES["linear"], RULES["addmm"]))
 _LEAST_ACCURACY = 1e-3
 _LEAST_NORM = 1e-9
 _MEMORY = 512 << 20
@@ -79,8 +72,9 @@ def feature_relevance(
     if not coupling.total:
         return {}
     network = Propagation(request.traced, settings, rules)
-    places, tied = _places(request.traced, coupling, network)
-    _note_reached(Propagation(request.traced, replace(settings, reach=True), rules), places)
+    places, tied = find_places(request.traced, coupling, network)
+    example = pytree.tree_leaves(request.traced.example_inputs)[0]
+    note_reached(Propagation(request.traced, replace(settings, reach=True), rules), example, places)
     tally = _Tally()
     batches = request.proxy.count or 0
     timer = StepTimer(batches)
@@ -104,41 +98,6 @@ def feature_relevance(
 
 
 @dataclass
-class _Place:
-    """A layer or sum whose output has channels, by one array of their numbers.
-
-    Attributes:
-        node: Its name.
-        axes: Axes along which the numbers vary.
-        numbers: The channels, ascending, ``(C,)``.
-        position: Which of them each element along the axes is, ``len(numbers)`` for one that stays.
-        counts: How many elements each has ``(C,)``.
-        wanted: Which of them this place says something of ``(C,)``.
-        merged: The batch is no axis of its own.
-        reached: Which of them relevance can get to here ``(C,)``.
-        sums: By class, relevance summed over images ``(C,)``.
-    """
-
-    node: str
-    axes: tuple[int, ...]
-    numbers: Ints
-    position: Tensor
-    counts: Tensor
-    wanted: Bools
-    merged: bool
-    reached: Bools
-    sums: dict[int, Tensor] = field(default_factory=dict)
-
-    def of_channels(self, relevance: Tensor) -> Tensor:
-        """Means over positions, for each entry of the batch axis; shape ``(B, C)``, float64."""
-        others = [axis for axis in range(1, relevance.ndim) if axis not in self.axes]
-        each = relevance.double().mean(others) if others else relevance.double()
-        result = each.new_zeros(len(relevance), self.numbers.size + 1)
-        result.index_add_(1, self.position, each.reshape(len(relevance), -1))
-        return result[:, :-1] / self.counts
-
-
-@dataclass
 class _Tally:
     """How many images of each class there were, and how many of them were recognised."""
 
@@ -146,6 +105,7 @@ class _Tally:
     right: dict[int, float] = field(default_factory=dict)
 
     def add(self, classes: Tensor, right: Tensor) -> None:
+        """Count images of classes ``(N,)``, of which shares ``(N,)`` were recognised."""
         for label, share in zip(classes.tolist(), right.tolist(), strict=True):
             self.images[label] = self.images.get(label, 0) + 1
             self.right[label] = self.right.get(label, 0.0) + share
@@ -162,68 +122,6 @@ class _Tally:
         return {label: float(1 / (1 + np.exp(-best / own))) for label, own in accuracy.items()}
 
 
-def _places(traced: TracedModel, coupling: Coupling, network: Propagation) -> tuple[list[_Place], Bools]:
-    """Where channels are looked at, and which channels residual sums tie ``(N + 1,)``."""
-    tied = np.zeros(coupling.total + 1, np.bool_)
-    found: list[tuple[Node, Ints, bool]] = []
-    for node in network.nodes:
-        name = op_name(node)
-        both = len({source for source in node.all_input_nodes if network.is_live(source)}) > 1
-        if not network.is_live(node) or not (name in _LAYERS or (name in _SUMS and both)):
-            continue
-        for array in coupling.channels_in(coupling.labels(node.name)):
-            if array.ndim == node.meta["val"].ndim and array.shape[0] == 1:
-                found.append((node, array, name in _SUMS))
-                if name in _SUMS:
-                    tied[np.unique(array)] = True
-    tied[0] = False
-    size = batch_size(traced)
-    return [_place(node, array, tied == is_sum, size, network.device) for node, array, is_sum in found], tied
-
-
-def _place(node: Node, array: Ints, wanted: Bools, size: int, device: torch.device) -> _Place:
-    numbers = np.unique(array[array > 0])
-    position = np.where(array > 0, np.searchsorted(numbers, array), numbers.size).reshape(-1)
-    counts = np.bincount(position, minlength=numbers.size + 1)[:-1]
-    return _Place(
-        node.name,
-        tuple(axis for axis, length in enumerate(array.shape) if length > 1),
-        numbers,
-        torch.from_numpy(position).to(device),
-        torch.from_numpy(counts).to(device),
-        wanted[numbers],
-        node.meta["val"].shape[0] != size,
-        np.zeros(numbers.size, np.bool_),
-    )
-
-
-def _note_reached(network: Propagation, places: list[_Place]) -> None:
-    """Mark the channels that relevance gets to, whatever the images: not queries and keys, nor what makes a gate."""
-    shape = (network.fixed_batch or 1, *network.input.meta["val"].shape[1:])
-    values = network.forward(torch.zeros(shape, dtype=network.dtype))
-    by_name = _by_name(places)
-
-    def visit(node: Node, relevance: Flow) -> None:
-        for place in by_name.get(node.name, ()):
-            place.reached |= (place.of_channels(_whole(relevance)) > 0).any(0).cpu().numpy()
-
-    network.backward(values, torch.ones_like(values[network.logits]), visit)
-
-
-def _by_name(places: list[_Place]) -> dict[str, list[_Place]]:
-    found: dict[str, list[_Place]] = {}
-    for place in places:
-        found.setdefault(place.node, []).append(place)
-    return found
-
-
-def _whole(relevance: Flow) -> Tensor:
-    """The relevance of a node with one output, as layers and sums are."""
-    if not isinstance(relevance, Tensor):
-        raise InvariantError("a layer or a sum has several outputs")
-    return relevance
-
-
 def _parts(network: Propagation, images: Tensor, given: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """A batch in parts that fit into memory with all their values."""
     size = max(1, int(_MEMORY / max(network.bytes_per_image, 1)))
@@ -232,7 +130,7 @@ def _parts(network: Propagation, images: Tensor, given: Tensor | None) -> Iterat
 
 
 def _one_by_one(
-    network: Propagation, images: Tensor, given: Tensor | None, places: list[_Place], tally: _Tally
+    network: Propagation, images: Tensor, given: Tensor | None, places: Sequence[Place], tally: _Tally
 ) -> None:
     """Where windows are laid into the batch, or only one batch size runs: which rows are whose is not asked."""
     size = network.fixed_batch or 1
@@ -247,7 +145,7 @@ def _measure(
     network: Propagation,
     images: Tensor,
     given: Tensor | None,
-    places: list[_Place],
+    places: Sequence[Place],
     tally: _Tally,
     alone: int | None,
 ) -> None:
@@ -262,17 +160,17 @@ def _measure(
     labels = classes if classes.ndim == 1 else torch.zeros(len(images), dtype=torch.long, device=classes.device)
     tally.add(labels[:alone], right[:alone])
     kinds, which = labels.unique(return_inverse=True)
-    by_name = _by_name(places)
+    by_name = by_node(places)
 
     def visit(node: Node, relevance: Flow) -> None:
         for place in by_name.get(node.name, ()):
-            each = place.of_channels(_whole(relevance))
+            each = place.of_channels(of_one_output(relevance))
             if alone is not None:
                 totals = each.mean(0, keepdim=True)
             else:
                 totals = each.new_zeros(len(kinds), each.shape[1]).index_add_(0, which, each)
             for label, row in zip(kinds.tolist(), totals, strict=True):
-                place.sums[label] = place.sums[label] + row if label in place.sums else row
+                place.add(label, row)
 
     network.backward(values, one_hot(logits, classes), visit)
 
@@ -283,7 +181,7 @@ def _spread(classes: Tensor, logits: Tensor) -> Tensor:
     return classes.reshape(len(logits), *[1] * (logits.ndim - 2)).expand(shape) if classes.ndim == 1 else classes
 
 
-def _scores(places: list[_Place], tally: _Tally, weights: Mapping[int, float], total: int) -> Values:
+def _scores(places: Sequence[Place], tally: _Tally, weights: Mapping[int, float], total: int) -> Values:
     """The score of every channel ``(N + 1,)``, NaN where no place says anything of it."""
     sums, counts = np.zeros(total + 1), np.zeros(total + 1)
     for place in places:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from curlfx.errors import ModelError
 from curlfx.lrp.call import Call, Parts
 from curlfx.lrp.distribute import proportional
 
@@ -16,3 +17,17 @@ def averaged(call: Call, relevance: Tensor) -> Parts:
     name = call.operands()[0]
     (part,) = proportional(call, lambda x: call.run(**{name: x}), [call[name]], relevance)
     return {name: part}
+
+
+def moments(call: Call, relevance: list[Tensor | None]) -> Parts:
+    """``var_mean``, as normalisations written out have it: the mean as `averaged`.
+
+    Raises: ModelError where the variance got relevance, which it does as no divisor.
+    """
+    spread, mean = relevance
+    if spread is not None:
+        raise ModelError(f"{call.place}: relevance of a variance has no rule; pass rules={{…}}")
+    if mean is None:
+        return {}
+    (part,) = proportional(call, lambda x: call.run(self=x)[1], [call["self"]], mean)
+    return {"self": part}

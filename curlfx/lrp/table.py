@@ -157,6 +157,8 @@ RULES: Mapping[str, Rule] = {
     "mean": pooling.averaged,
     "sum": pooling.averaged,
     "cumsum": pooling.averaged,
+    "var_mean": pooling.moments,
+    "std_mean": pooling.moments,
     "col2im": pooling.averaged,
     "upsample_linear1d": pooling.averaged,
     "upsample_bilinear2d": pooling.averaged,

@@ -72,6 +72,10 @@ def branches(x: Tensor) -> Tensor:
     return torch.stack(rolled.unbind(1), 1).transpose(2, 3)
 
 
+def shuffled(x: Tensor) -> Tensor:
+    return functional.pixel_unshuffle(functional.pixel_shuffle(x[:, :4], 2), 2).repeat(1, 2, 1, 1)[:, :CHANNELS]
+
+
 def conv(**options: object) -> nn.Module:
     return nn.Conv2d(CHANNELS, CHANNELS, 3, bias=False, **options)
 
@@ -110,7 +114,7 @@ MIDDLES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "product of equals": lambda: lambda x: x * (x + 1),
     "scaled": lambda: lambda x: x * torch.linspace(-1, 2, SIZE, dtype=x.dtype) / 3,
     "concatenation and slices": lambda: branches,
-    "shuffle": lambda: lambda x: functional.pixel_unshuffle(functional.pixel_shuffle(x[:, :4], 2), 2).repeat(1, 2, 1, 1)[:, :6],
+    "shuffle": lambda: shuffled,
     "max pool": lambda: nn.MaxPool2d(3, 2, 1),
     "maximum": lambda: lambda x: torch.maximum(x, x.flip(3)).amax(3, keepdim=True),
     "average pool": lambda: nn.AvgPool2d(3, 2, 1),
