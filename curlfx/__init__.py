@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from curlfx.importance import Scores as Scores
     from curlfx.importance import score as score
     from curlfx.inplace import slim_ as slim_
+    from curlfx.lrp import Relevance as Relevance
+    from curlfx.lrp import relevance as relevance
     from curlfx.planning import SlimPlan as SlimPlan
     from curlfx.planning import plan as plan
     from curlfx.planning import prune_iteratively as prune_iteratively
@@ -53,6 +55,7 @@ EXPORTS: Mapping[str, str] = MappingProxyType(
         "Coupling": "curlfx.coupling",
         "CurlfxError": "curlfx.errors",
         "GradualPruner": "curlfx.gradual",
+        "Relevance": "curlfx.lrp",
         "Schedule": "curlfx.gradual",
         "Scores": "curlfx.importance",
         "SlimPlan": "curlfx.planning",
@@ -75,6 +78,7 @@ EXPORTS: Mapping[str, str] = MappingProxyType(
         "plan_for_latency": "curlfx.deploy",
         "prune_iteratively": "curlfx.planning",
         "recover": "curlfx.recovery",
+        "relevance": "curlfx.lrp",
         "run": "curlfx",  # the package curlfx.run, which can be called
         "save": "curlfx.run.saved",
         "score": "curlfx.importance",

@@ -48,7 +48,7 @@ def score(
     """
     from curlfx.importance import check_criterion
     from curlfx.importance import score as score_channels
-    from curlfx.run.subject import proxy_batches
+    from curlfx.run.subject import scoring_batches
     from curlfx.sources import check_fit, load_data
 
     check_criterion(importance, divergence)
@@ -58,7 +58,7 @@ def score(
     if data is not None:
         source = load_data(data, shape=tuple(traced.example_inputs[0].shape[1:]))
         check_fit(traced.module, source)
-        images = proxy_batches(source, proxy_images, seed)
+        images = scoring_batches(source, proxy_images, seed, importance)
     with RichProgress() as progress:
         found = score_channels(
             traced, coupling, importance, data=images, seed=seed, progress=progress, divergence=divergence

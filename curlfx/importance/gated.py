@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from curlfx.cost.macs import batch_size, macs
 from curlfx.coupling import Coupling, Group
 from curlfx.errors import ModelError
 from curlfx.graph import TracedModel
-from curlfx.graph.modes import mode_of
+from curlfx.graph.effects import is_idle_dropout, is_impure
+from curlfx.graph.logits import logits_of, output_of
 from curlfx.importance.divergence import AUTO, DIVERGENCES, Divergence
 from curlfx.importance.section import Section, Values, calls, needed, reachable
 from curlfx.passes.fold_batch_norm import FoldBatchNorm
@@ -27,18 +26,6 @@ from curlfx.passes.gate import GATES, Gate
 from curlfx.passes.pipeline import run
 
 _ATEN = torch.ops.aten
-_HEADS: Mapping[Any, str] = {
-    _ATEN.sigmoid.default: "bernoulli",
-    _ATEN.softmax.int: "softmax",
-    _ATEN.log_softmax.int: "softmax",
-}
-"""Ops that turn logits into predictions, and the divergence that goes with them."""
-_CLASSES = 1
-_DROPOUTS = frozenset(
-    getattr(_ATEN, f"{kind}dropout{place}").default
-    for kind in ("", "alpha_", "feature_", "feature_alpha_")
-    for place in ("", "_")
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +80,10 @@ class GatedNetwork:
         if len(inputs) != 1:
             raise ModelError(f"importance: the network takes {len(inputs)} inputs, want images alone")
         self._input = inputs[0]
-        self._logits, kind = _head(_output(gated))
-        self.divergence: Divergence = DIVERGENCES[(kind or "softmax") if divergence == AUTO else divergence]
-        self.impure = next((node.name for node in self._nodes if _is_impure(node)), None)
+        self._logits, kind = logits_of(output_of(gated))
+        natural = "bernoulli" if kind == "sigmoid" else "softmax"
+        self.divergence: Divergence = DIVERGENCES[natural if divergence == AUTO else divergence]
+        self.impure = next((node.name for node in self._nodes if is_impure(node)), None)
         self._constants = self._prepared()
 
     @property
@@ -184,7 +172,7 @@ class GatedNetwork:
         """What gives its input back, with that input: gates that stay open, dropout."""
         closed = reachable(active)
         laid_out = self._only_gates()
-        found = {node: node.args[0] for node in self._nodes if _is_idle_dropout(node)}
+        found = {node: node.args[0] for node in self._nodes if is_idle_dropout(node)}
         for node in self._nodes:
             if node.target is _ATEN.mul.Tensor and isinstance(node.args[0], Node):
                 value, factor = node.args
@@ -219,48 +207,3 @@ class GatedNetwork:
     def _channels_last(self, tensor: Tensor) -> bool:
         """Whether a tensor is worth the memory format: oneDNN reads it as it is, and reorders the other one."""
         return self.pure and self.device.type == "cpu" and tensor.ndim == 4 and tensor.dtype == torch.float32
-
-
-def _is_idle_dropout(node: Node) -> bool:
-    """Whether a node gives its input back, as dropout does in evaluation mode."""
-    return node.target in _DROPOUTS and mode_of(node) is False
-
-
-def _is_impure(node: Node) -> bool:
-    if _is_idle_dropout(node):
-        return False
-    if node.op != "call_function":
-        return node.op not in ("placeholder", "get_attr", "output")
-    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
-
-
-def _output(network: TracedModel) -> Node:
-    """The first tensor of a structured output; of a mapping ``out`` or ``logits``, as in training.
-
-    Raises: ModelError.
-    """
-    flat = pytree.tree_leaves(network.graph.output_node().args[0], is_leaf=lambda leaf: leaf is None)
-    code = network.graph._codegen
-    spec = getattr(getattr(code, "pytree_info", None), "out_spec", None)
-    found: Any = flat if spec is None else pytree.tree_unflatten(flat, spec)
-    while not isinstance(found, Node):
-        if isinstance(found, Mapping) and found:
-            named = [found[key] for key in ("out", "logits") if key in found]
-            found = named[0] if named else next(iter(found.values()))
-        elif isinstance(found, tuple | list) and found:
-            found = found[0]
-        else:
-            raise ModelError(f"importance: the network returns a {type(found).__name__}: want logits in a tensor")
-    if not isinstance(found.meta.get("val"), Tensor):
-        raise ModelError("importance: the network's first output is no tensor: want logits in a tensor")
-    return found
-
-
-def _head(output: Node) -> tuple[Node, str | None]:
-    """The logits behind an output, and the divergence that its last op stands for."""
-    kind = _HEADS.get(output.target)
-    if kind is None or not isinstance(output.args[0], Node):
-        return output, None
-    if kind == "softmax" and output.args[1] not in (_CLASSES, _CLASSES - output.args[0].meta["val"].ndim):
-        return output, None
-    return output.args[0], kind

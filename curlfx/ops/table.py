@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,6 +24,7 @@ from curlfx.ops import (
 from curlfx.ops.call import Emission, OpCall
 
 Rule = Callable[[OpCall], Emission]
+AnyRule = TypeVar("AnyRule")
 
 RULES: Mapping[str, Rule] = {
     # contractions
@@ -315,7 +316,7 @@ RULES: Mapping[str, Rule] = {
 """ATen op name (or ``name.overload``) to rule; an in-place twin ``name_`` follows the rule of ``name``."""
 
 
-def given(target: Any, extra: Mapping[Any, Rule]) -> Rule | None:
+def given(target: Any, extra: Mapping[Any, AnyRule]) -> AnyRule | None:
     """The user's rule of an op, or None where there is none."""
     if not isinstance(target, torch._ops.OpOverload):
         return None

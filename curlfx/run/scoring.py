@@ -16,7 +16,7 @@ from curlfx.run import gradual
 from curlfx.run.directory import write_text
 from curlfx.run.job import Job
 from curlfx.run.latency import plan_measured
-from curlfx.run.subject import make_plan, proxy_batches
+from curlfx.run.subject import make_plan, scoring_batches
 
 Result = dict[str, Any]
 
@@ -66,7 +66,7 @@ def _scored(job: Job, traced: TracedModel, coupling: Coupling, name: str) -> Sco
         traced if device.type == "cpu" else copy.deepcopy(traced).to(device),
         coupling,
         config.importance,
-        data=proxy_batches(job.subject.data, config.proxy_images, config.seed),
+        data=scoring_batches(job.subject.data, config.proxy_images, config.seed, config.importance),
         seed=config.seed,
         progress=job.progress,
         divergence=config.divergence,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from curlfx.deploy.session import check_runtime
 from curlfx.errors import ConfigError
 from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel
-from curlfx.importance import check_criterion, score
+from curlfx.importance import LABELLED, check_criterion, score
 from curlfx.planning import SlimPlan, prune_iteratively, resolve_round_to
 from curlfx.planning.choose import SOLVERS, default_allocation
 from curlfx.planning.iterate import ScoreFunction
@@ -127,6 +128,17 @@ def proxy_batches(data: DataSource, count: int, seed: int) -> tuple[Tensor, ...]
     images = data.proxy(count, seed)
     batch = max(1, min(len(images), PROXY_BATCH_VALUES // images[0].numel()))
     return tuple(images[start : start + batch] for start in range(0, len(images), batch))
+
+
+def scoring_batches(
+    data: DataSource, count: int, seed: int, importance: str
+) -> Sequence[Tensor] | Sequence[tuple[Tensor, Tensor]]:
+    """As `proxy_batches`, with the classes of the images for a criterion that looks at them."""
+    batches = proxy_batches(data, count, seed)
+    if importance not in LABELLED:
+        return batches
+    classes = data.proxy_classes(count, seed).split(len(batches[0]))
+    return tuple(zip(batches, classes, strict=True))
 
 
 def wanted_shape(config: RunConfig) -> tuple[int, int, int] | None:

@@ -77,9 +77,17 @@ class DataSource:
 
         Shapes: ``(n, C, H, W)`` float32.
         """
-        images = self.images("train")
-        order = torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(seed))[:n]
+        images, order = self.images("train"), self._drawn(n, seed)
         return torch.cat([batch for batch, _ in images.batches(torch.split(order, 64), augment=False, seed=0)])
+
+    def proxy_classes(self, n: int, seed: int = 0) -> Tensor:
+        """Return the classes ``(n,)`` int64 of the images of `proxy`."""
+        return self.images("train").labels[self._drawn(n, seed)].cpu()
+
+    def _drawn(self, n: int, seed: int) -> Tensor:
+        """Places of ``n`` random training images."""
+        count = len(self.images("train").labels)
+        return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:n]
 
     def to(self, device: torch.device | str) -> DataSource:
         """Return the same data, with the pixels on ``device`` where they live in memory."""

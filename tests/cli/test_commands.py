@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from curlfx.cli import job as job_commands
@@ -106,6 +107,23 @@ def test_explain_one_layer(program: Program) -> None:
     assert lines[-2:] == ["    with inner.weight[0]", "    with inner.bias[0]"]
     made = json.loads(program("explain", *TINY, "outer.weight[0]", "--ignore", "stem", "--json").out)
     assert [(pin["width"], pin["reason"]) for pin in made[0]["frozen"]] == [(16, "frozen by the user (stem)")]
+
+
+def test_relevance_is_given_the_classes(program: Program) -> None:
+    import curlfx
+    from curlfx.run.subject import proxy_batches, scoring_batches
+
+    asked = ("--importance", "relevance", "--data", "digits", "--proxy-images", "40")
+    assert program("score", *TINY, *asked, "--seed", "3").code == 0
+    found = json.loads(Path("scores.json").read_text())
+    data = curlfx.load_data("digits")
+    (batch,) = scoring_batches(data, 40, 3, "relevance")
+    assert batch[1].shape == (40,)
+    (plain,) = scoring_batches(data, 40, 3, "kl")
+    assert torch.equal(plain, proxy_batches(data, 40, 3)[0])
+    assert torch.equal(plain, batch[0])
+    assert found["details"]["images"] == 40
+    assert 0 < found["details"]["accuracy_permille"] < 1000  # of predictions it were 1000
 
 
 def test_from_scores_to_a_verified_file(program: Program) -> None:

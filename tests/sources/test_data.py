@@ -123,6 +123,15 @@ def test_proxy_is_random_training_images() -> None:
     assert len(data.proxy(10**6)) == 1347
 
 
+def test_classes_of_the_proxy_are_those_of_its_images() -> None:
+    data = load_data("digits")
+    pairs = [pair for batch in data.loader("train", 64) for pair in zip(*batch, strict=True)]
+    by_image = {image.numpy().tobytes(): int(label) for image, label in pairs}
+    images, classes = data.proxy(16, seed=1), data.proxy_classes(16, seed=1)
+    assert classes.tolist() == [by_image[image.numpy().tobytes()] for image in images]
+    assert len(set(classes.tolist())) > 1
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
