@@ -93,9 +93,9 @@ class GatedNetwork:
         if len(inputs) != 1:
             raise ModelError(f"importance: the network takes {len(inputs)} inputs, want images alone")
         self._input = inputs[0]
-        self._logits, kind = _head(_output(gated))
+        self._logits, kind = _head(output_of(gated))
         self.divergence: Divergence = DIVERGENCES[(kind or "softmax") if divergence == AUTO else divergence]
-        self.impure = next((node.name for node in self._nodes if _is_impure(node)), None)
+        self.impure = next((node.name for node in self._nodes if is_impure(node)), None)
         self._constants = self._prepared()
 
     @property
@@ -226,7 +226,7 @@ def _is_idle_dropout(node: Node) -> bool:
     return node.target in _DROPOUTS and mode_of(node) is False
 
 
-def _is_impure(node: Node) -> bool:
+def is_impure(node: Node) -> bool:
     if _is_idle_dropout(node):
         return False
     if node.op != "call_function":
@@ -234,7 +234,7 @@ def _is_impure(node: Node) -> bool:
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
-def _output(network: TracedModel) -> Node:
+def output_of(network: TracedModel) -> Node:
     """The first tensor of a structured output; of a mapping ``out`` or ``logits``, as in training.
 
     Raises: ModelError.
