@@ -179,9 +179,7 @@ class _Loop:
         seconds = time.perf_counter() - started
         self.history.append(EpochRecord(self.epoch, meter.loss, meter.accuracy, None, rate, seconds))
 
-    def _step(
-        self, images: Tensor, labels: Tensor, generator: np.random.Generator, rate: float, meter: Meter
-    ) -> None:
+    def _step(self, images: Tensor, labels: Tensor, generator: np.random.Generator, rate: float, meter: Meter) -> None:
         settings, device = self.settings, self.supernet.device
         images = images.to(device, non_blocking=True)
         placement = self._place(images)
@@ -200,7 +198,9 @@ class _Loop:
     def _place(self, images: Tensor) -> Placement:
         if self.placement is None:
             train = self.settings.train
-            self.placement = choose_placement([self.module], images, self.supernet.device, train.amp, train.memory_format)
+            self.placement = choose_placement(
+                [self.module], images, self.supernet.device, train.amp, train.memory_format
+            )
         return self.placement
 
     def snapshot(self) -> Checkpoint:
@@ -237,7 +237,10 @@ def _question(checkpoint: Path) -> Path:
 def _optimizer(supernet: Supernet, settings: TrainSettings) -> torch.optim.SGD:
     trained = [parameter for parameter in supernet.network.module.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [one for one in trained if decayed == (settings.decay_vectors or one.dim() > 1)], "weight_decay": decay}
+        {
+            "params": [one for one in trained if decayed == (settings.decay_vectors or one.dim() > 1)],
+            "weight_decay": decay,
+        }
         for decayed, decay in ((True, settings.weight_decay), (False, 0.0))
     ]
     groups = [group for group in groups if group["params"]]

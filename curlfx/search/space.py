@@ -32,11 +32,13 @@ class Space:
         coupling: The groups.
         units: What goes in one step: a channel, or one channel of every block.
         grids: Numbers of units that each group may keep, ascending; the last is all of them.
+        divisor: Kept channels are multiples of this, of less where a group is narrow.
     """
 
     coupling: Coupling
     units: Units
     grids: tuple[Genome, ...]
+    divisor: int
 
     @classmethod
     def of(
@@ -71,7 +73,7 @@ class Space:
         steps = units.steps(divisor)
         rhos = _shares(Fraction(str(least)), Fraction(str(step)))
         sizes = zip(units.sizes.tolist(), steps.tolist(), strict=True)
-        return cls(coupling, units, tuple(_grid(size, each, rhos) for size, each in sizes))
+        return cls(coupling, units, tuple(_grid(size, each, rhos) for size, each in sizes), divisor)
 
     @property
     def full(self) -> Genome:

@@ -114,9 +114,7 @@ def _may_cut(node: Node, coupling: Coupling, batch: int) -> bool:
     return value.ndim > 1 and value.shape[0] == batch and all(array.shape[0] == 1 for array in arrays)
 
 
-def _by_resolution(
-    found: Sequence[Node], traced: TracedModel, coupling: Coupling, logits: Node
-) -> tuple[str, ...]:
+def _by_resolution(found: Sequence[Node], traced: TracedModel, coupling: Coupling, logits: Node) -> tuple[str, ...]:
     images = [node for node in found if node.meta["val"].ndim >= _SPATIAL]
     falling = [above for above, below in pairwise(images) if 1 < _pixels(below) < _pixels(above)]
     place = {node: number for number, node in enumerate(traced.graph.nodes)}

@@ -86,9 +86,7 @@ class Supernet:
         starts = (None, *chosen)
         self.stages = tuple(
             Stage(start, end, genes_of(section, coupling, start))
-            for start, end, section in zip(
-                starts, (*chosen, logits), self._parts["measured"].sections, strict=True
-            )
+            for start, end, section in zip(starts, (*chosen, logits), self._parts["measured"].sections, strict=True)
         )
         self._borders = [_indices(coupling, name, self.device) for name in chosen]
         self._sizes: dict[int, dict[str, Any]] = {}
