@@ -20,7 +20,7 @@ _MEAN, _VARIANCE, _TRAINING, _MOMENTUM = 3, 4, 5, 6  # arguments of aten.batch_n
 
 @dataclass(frozen=True)
 class Widths(Pass):
-    """Gate every channel, and normalise by the batch: with some gates closed the graph is that slim network in training.
+    """Gate every channel and normalise by the batch: some gates closed, the graph is that slim network in training.
 
     The gates are those of `curlfx.passes.gate.Gate`; what is computed of a channel that stays does not depend on those
     that go, so a batch normalisation sees the statistics of the slim network. It leaves the mean and variance of the

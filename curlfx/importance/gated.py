@@ -227,6 +227,7 @@ def _is_idle_dropout(node: Node) -> bool:
 
 
 def is_impure(node: Node) -> bool:
+    """Whether a call may write into a tensor that others read, or is none that this can be told of."""
     if _is_idle_dropout(node):
         return False
     if node.op != "call_function":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from curlfx.search.space import Genome, Space
 
 Evaluate = Callable[[Sequence[Genome]], Sequence[float]]
 """Values of some genomes; lower is better."""
+HALF = 0.5
+"""Chance of a gene to come from the one parent or the other."""
 TRIES = 20
 """Draws per network that is wanted, before fewer have to do."""
 
@@ -86,8 +89,8 @@ def evolve(
         ranked = sorted(known, key=lambda genome: (known[genome], genome))[: settings.parents]
         born = _Generation(budget, set(known), generator)
         if ranked:
-            born.add(settings.mutants, lambda: _mutant(space, ranked, settings.mutation, generator))
-            born.add(settings.crossovers, lambda: _crossed(ranked, generator))
+            born.add(settings.mutants, partial(_mutant, space, ranked, settings.mutation, generator))
+            born.add(settings.crossovers, partial(_crossed, ranked, generator))
         born.add(settings.population - len(born.genomes), lambda: budget.random(generator))
         if not known and not born.genomes:
             raise _nothing(budget)
@@ -145,15 +148,15 @@ class _Generation:
 
 
 def _mutant(space: Space, parents: Sequence[Genome], chance: float, generator: np.random.Generator) -> Genome:
-    parent = parents[generator.integers(len(parents))]
+    parent = parents[int(generator.integers(len(parents)))]
     drawn = space.random(generator)
     changed = generator.random(len(parent)) < chance
     return tuple(new if change else old for old, new, change in zip(parent, drawn, changed, strict=True))
 
 
 def _crossed(parents: Sequence[Genome], generator: np.random.Generator) -> Genome:
-    one, other = (parents[generator.integers(len(parents))] for _ in range(2))
-    chosen = generator.random(len(one)) < 0.5
+    one, other = (parents[int(generator.integers(len(parents)))] for _ in range(2))
+    chosen = generator.random(len(one)) < HALF
     return tuple(a if first else b for a, b, first in zip(one, other, chosen, strict=True))
 
 

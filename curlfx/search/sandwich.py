@@ -135,6 +135,7 @@ def _whole(
     """Images and what leaves every stage of the whole network, detached; its loss, after the backward pass."""
     with torch.set_grad_enabled(settings.full), placement.autocast():
         values = list(supernet.outputs(images, supernet.gates(supernet.space.full)))
+    check_labels(values[-1], labels)
     loss = supervised(values[-1], labels, settings.train)
     if settings.full:
         loss.backward()
@@ -187,7 +188,6 @@ class _Loop:
         genomes = draw(self.supernet, settings, generator)
         wanted = labels.to(device, non_blocking=True)
         loss, logits = accumulate(self.supernet, placement.images(images), wanted, genomes, settings, placement)
-        check_labels(logits, labels)
         if settings.train.clip_gradient is not None:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), settings.train.clip_gradient)
         for group in self.optimizer.param_groups:

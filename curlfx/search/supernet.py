@@ -110,7 +110,7 @@ class Supernet:
                 variance of the batch.
         """
         parts = self._parts[mode]
-        values = parts.values(incoming, stage, gates, statistics, self._sizes_for(incoming, stage))
+        values = parts.values(incoming, stage, gates, statistics, self._sizes_for(len(incoming)))
         found: Tensor = parts.sections[stage].run(values)
         return found
 
@@ -168,9 +168,8 @@ class Supernet:
         found = [node for node in separators(plain, coupling, output) if targets.get(node.name) == node.target]
         return choose_cuts(found, plain, coupling, output, cuts), output_of(gated).name
 
-    def _sizes_for(self, incoming: Tensor, stage: int) -> dict[str, Any]:
+    def _sizes_for(self, batch: int) -> dict[str, Any]:
         """The sizes that the graph computes, which depend on the batch alone."""
-        batch = incoming.shape[0]
         if batch not in self._sizes:
             self._sizes[batch] = self._parts["measured"].sizes(self.network, batch)
         return self._sizes[batch]
@@ -207,7 +206,7 @@ class _Parts:
     def values(
         self, incoming: Tensor, stage: int, gates: Tensor, statistics: Statistics | None, sizes: Mapping[str, Any]
     ) -> Values:
-        """What a section reads. Where the batch's statistics are not asked for, they go to tensors that nobody reads."""
+        """What a section reads. Statistics of the batch that nobody asked for go to tensors that nobody reads."""
         found: Values = {**self._constants, self._starts[stage]: incoming, self._gates: gates}
         found.update({node: sizes[node.name] for node in self._wanted[stage]})
         for held in self._buffers.values():

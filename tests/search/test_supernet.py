@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from curlfx.cost import CostModel, macs
+from curlfx.coupling import couple
 from curlfx.errors import ConfigError, ModelError, UsageError
 from curlfx.graph import trace
 from curlfx.passes.pipeline import run
@@ -185,7 +186,7 @@ def test_a_step_adds_up_the_terms_and_stops_the_gradient_at_targets() -> None:
 def test_without_the_whole_network_it_is_the_target_only() -> None:
     net = supernet()
     total, _ = accumulate(net, images(), labels(), [net.space.full], SandwichSettings(full=False))
-    border, logits = (value.detach() for value in net.outputs(images(), net.gates(net.space.full)))
+    *_, logits = (value.detach() for value in net.outputs(images(), net.gates(net.space.full)))
     entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
     assert_close(total, entropy)
 
@@ -207,8 +208,6 @@ def test_the_weights_of_the_dense_network_stay_as_they_are() -> None:
     module = Chain().double().eval()
     traced = trace(module, (images(2),))
     before = {name: tensor.clone() for name, tensor in traced.module.state_dict().items()}
-    from curlfx.coupling import couple
-
     net = Supernet(traced, Space.of(couple(traced)))
     accumulate(net, images(), labels(), [net.space.tiny], SandwichSettings())
     torch.optim.SGD(net.network.module.parameters(), lr=1.0).step()
@@ -234,13 +233,12 @@ def test_a_cut_that_a_path_goes_around_is_refused() -> None:
 
 
 def test_networks_without_channels_or_of_one_batch_size_are_refused() -> None:
-    from curlfx.coupling import couple
-
     traced = trace(Toy().double().eval(), (images(2),))
     frozen = couple(traced, frozen=["a", "b", "c"])
     with pytest.raises(UsageError, match="no channel of this network can go"):
         run(traced, [Widths(frozen)])
+    fixed = trace(Toy().double().eval(), (images(2),), dynamic_batch=False)
+    space = Space.of(couple(fixed))
     with pytest.raises(ModelError, match="one batch size only"):
-        fixed = trace(Toy().double().eval(), (images(2),), dynamic_batch=False)
-        Supernet(fixed, Space.of(couple(fixed)))
+        Supernet(fixed, space)
     assert traced.module(images()).shape == (6, CLASSES)
