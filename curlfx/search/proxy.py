@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from curlfx.errors import ConfigError, DataError
 from curlfx.passes.pipeline import run
 from curlfx.passes.slim import Slim
-from curlfx.recovery.batches import Batch, Loader, batches
+from curlfx.recovery.batches import Batch, Loader, batch_count, batches
 from curlfx.recovery.evaluate import evaluate
 from curlfx.recovery.recalibrate import recalibrate
 from curlfx.search.space import Genome
@@ -49,8 +49,8 @@ class ProxyData:
     @classmethod
     def of(cls, train: Loader, held_out: Loader, *, calibration_batches: int = 20) -> Self:
         """The first batches of the training images, over as many epochs as it takes, and all held-out images."""
-        epochs = -(-calibration_batches // len(train))
-        drawn = itertools.chain.from_iterable(batches(train, epoch) for epoch in range(epochs))
+        batch_count(train)
+        drawn = itertools.chain.from_iterable(batches(train, epoch) for epoch in itertools.count())
         images = tuple(images for images, _ in itertools.islice(drawn, calibration_batches))
         return cls(images, tuple(batches(held_out, 0)))
 
