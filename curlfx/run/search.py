@@ -59,10 +59,10 @@ def plan_searched(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
     if wanted.start != "dense":
         save_tensors(_started(job, supernet, plan).module, job.checkpoint(START))
     accuracies = {name: _recovered(job, supernet, space, one, name) for name, one in found.controls.items()}
-    record = found.as_dict(space)
+    result = found.as_dict(space)
     for name, accuracy in accuracies.items():
-        record["controls"][name]["accuracy"] = accuracy
-    write_json(job.file(SEARCH), {**record, "stages": [stage.end for stage in supernet.stages], "proxy": wanted.proxy})
+        result["controls"][name]["accuracy"] = accuracy
+    write_json(job.file(SEARCH), {**result, "stages": [stage.end for stage in supernet.stages], "proxy": wanted.proxy})
     short = {"looked_at": found.looked_at, "value": found.best.value, "controls": accuracies}
     return plan, {"search": short}
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from curlfx.cost import CostModel
 from curlfx.coupling import Coupling
+from curlfx.errors import DataError
 from curlfx.graph.traced import TracedModel
 from curlfx.importance import Scores
 from curlfx.run.config import RunConfig
@@ -35,9 +36,17 @@ def check_search(config: RunConfig, traced: TracedModel, coupling: Coupling) -> 
 
 
 def divided(data: DataSource, share: float) -> DataSource:
-    """The data with ``share`` of its training images as ``val``, the same ones every time, unless it has some."""
+    """The data with ``share`` of its training images as ``val``, the same ones every time, unless it has some.
+
+    Raises: DataError when that leaves none of either.
+    """
     if "val" in data.splits:
         return data
     train = data.images("train")
     stay, out = held_out(train.labels, share)
+    if len(stay) == 0 or len(out) == 0:
+        raise DataError(
+            f"search.held_out = {share}: {len(stay)} images of {data.name} would be left for training, and {len(out)} to "
+            "judge by; want another share"
+        )
     return replace(data, splits={**data.splits, "train": train.subset(stay), "val": train.subset(out)})

@@ -22,7 +22,7 @@ from curlfx.planning.iterate import ScoreFunction
 from curlfx.recovery.hardware import choose_device
 from curlfx.run.config import PUBLISHED, RunConfig
 from curlfx.run.pruner import make_pruner
-from curlfx.run.space import check_search
+from curlfx.run.space import check_search, divided
 from curlfx.sources import DataSource, check_fit, input_shape, load_data, load_model, load_weights
 from curlfx.sources.source import SplitName
 
@@ -86,6 +86,7 @@ def examine(config: RunConfig, subject: Subject) -> None:
         make_pruner(config, traced, "random", coupling=coupling)
     elif config.search.enabled:
         check_search(config, traced, coupling)
+        divided(subject.data, config.search.held_out)
     elif "latency_ms" in target:
         check_request(traced, coupling, score(traced, coupling, "random"), target, **plan_options(config))
     else:

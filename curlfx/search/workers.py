@@ -13,13 +13,12 @@ from curlfx.errors import ConfigError
 from curlfx.graph import TracedModel
 from curlfx.search.engine import Engine
 from curlfx.search.proxy import Part, Proxy, ProxyData, ProxyName, make_proxy
+from curlfx.search.ship import to_bytes
 from curlfx.search.space import Space
 from curlfx.search.supernet import Supernet
 
 AGAIN = 8
 """Times that a part is handed to another worker when one dies over it."""
-AHEAD = 2
-"""Parts that wait at every worker."""
 
 
 class Recipe:
@@ -73,7 +72,7 @@ class RayEngine:
         self._workers = workers
         if self._started:
             self._init(address)
-        self._recipe = self._ray.put(pickle.dumps(recipe))
+        self._recipe = self._ray.put(to_bytes(recipe))
         self._key = self._recipe.hex()
         self._task = self._ray.remote(num_cpus=1, max_retries=AGAIN)(measure_part)
 
@@ -81,7 +80,7 @@ class RayEngine:
         """Each part with its number, in the order in which they become known."""
         waiting, running = iter(parts), dict[Any, Part]()
         while True:
-            while len(running) < AHEAD * self._workers and (part := next(waiting, None)) is not None:
+            while len(running) < self._workers and (part := next(waiting, None)) is not None:
                 running[self._task.remote(self._key, self._recipe, part)] = part
             if not running:
                 return
