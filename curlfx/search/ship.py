@@ -63,7 +63,8 @@ class _Pickler(pickle.Pickler):
 
 
 def _row(node: Node) -> tuple[Any, ...]:
-    args, kwargs = map_arg((node.args, node.kwargs), lambda source: _Named(source.name))
+    named: Any = lambda source: _Named(source.name)  # noqa: E731 - an argument of a kind that graphs do not have
+    args, kwargs = map_arg((node.args, node.kwargs), named)
     meta = {key: node.meta[key] for key in _KEPT if key in node.meta}
     return node.op, node.name, node.target, args, kwargs, meta
 
