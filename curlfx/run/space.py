@@ -46,7 +46,7 @@ def divided(data: DataSource, share: float) -> DataSource:
     stay, out = held_out(train.labels, share)
     if len(stay) == 0 or len(out) == 0:
         raise DataError(
-            f"search.held_out = {share}: {len(stay)} images of {data.name} would be left for training, and {len(out)} to "
-            "judge by; want another share"
+            f"search.held_out = {share}: {len(stay)} images of {data.name} would be left for training, and {len(out)} "
+            "to judge by; want another share"
         )
     return replace(data, splits={**data.splits, "train": train.subset(stay), "val": train.subset(out)})
