@@ -58,7 +58,9 @@ def plan_searched(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
     plan = _planned(job, space, found.best, costs)
     if wanted.start != "dense":
         save_tensors(_started(job, supernet, plan).module, job.checkpoint(START))
-    accuracies = {name: _recovered(job, supernet, space, one, name) for name, one in found.controls.items()}
+    accuracies = {
+        name: _recovered(job, supernet, _planned(job, space, one, costs), name) for name, one in found.controls.items()
+    }
     result = found.as_dict(space)
     for name, accuracy in accuracies.items():
         result["controls"][name]["accuracy"] = accuracy
@@ -104,10 +106,10 @@ def _started(job: Job, supernet: Supernet, plan: SlimPlan) -> TracedModel:
             return network
 
 
-def _recovered(job: Job, supernet: Supernet, space: Space, candidate: Candidate, name: str) -> float:
+def _recovered(job: Job, supernet: Supernet, plan: SlimPlan, name: str) -> float:
     """Accuracy of a control on the test images, started and recovered as the network that was found."""
     recipe = job.config.recovery.of(seed=job.config.seed, device=str(job.subject.device))
-    network = _started(job, supernet, _planned(job, space, candidate, _costs(job))).module
+    network = _started(job, supernet, plan).module
     recover(
         network, job.data, recipe, teacher=job.dense, stage=f"recover, {name}", progress=job.progress,
         checkpoint=job.checkpoint(f"control-{name}.pt"), resume=True,

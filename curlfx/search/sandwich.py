@@ -119,7 +119,7 @@ def accumulate(
     placement = placement or Placement(supernet.device)
     borders, total = _whole(supernet, images, labels, settings, placement)
     for genome in genomes:
-        gates = supernet.gates(genome)
+        gates = _gates(supernet, genome, placement)
         for stage in range(len(supernet.stages)):
             with placement.autocast():
                 output = supernet.forward(stage, borders[stage], gates)
@@ -134,12 +134,17 @@ def _whole(
 ) -> tuple[list[Tensor], Tensor]:
     """Images and what leaves every stage of the whole network, detached; its loss, after the backward pass."""
     with torch.set_grad_enabled(settings.full), placement.autocast():
-        values = list(supernet.outputs(images, supernet.gates(supernet.space.full)))
+        values = list(supernet.outputs(images, _gates(supernet, supernet.space.full, placement)))
     check_labels(values[-1], labels)
     loss = supervised(values[-1], labels, settings.train)
     if settings.full:
         loss.backward()
     return [images, *(value.detach() for value in values)], loss.detach() * settings.full
+
+
+def _gates(supernet: Supernet, genome: Genome, placement: Placement) -> Tensor:
+    """Gates in the type of the forward pass, so that products with them keep it; 0 and 1 are exact in any."""
+    return supernet.gates(genome).to(placement.dtype or supernet.dtype)
 
 
 class _Loop:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from curlfx.errors import ConfigError
+from curlfx.errors import CheckError, ConfigError
 from curlfx.graph import TracedModel
 from curlfx.search.engine import Engine
 from curlfx.search.proxy import Part, Proxy, ProxyData, ProxyName, make_proxy
@@ -28,19 +28,22 @@ class Recipe:
         supernet: Trained.
         data: Images to judge by.
         name: Which proxy.
+
+    Attributes:
+        device: Kind of device that workers measure on.
     """
 
     def __init__(self, supernet: Supernet, data: ProxyData, name: ProxyName) -> None:
         self._network: TracedModel = supernet.network.clone().to("cpu")
         self._space: Space = supernet.space
         self._cuts = tuple(stage.end for stage in supernet.stages[:-1])
-        self._device, self._name, self._data = str(supernet.device), name, data.to(torch.device("cpu"))
+        self.device, self._name, self._data = supernet.device.type, name, data.to(torch.device("cpu"))
         self._threads = torch.get_num_threads()
 
     def make(self) -> Proxy:
         """The proxy, which gives the numbers that it gives in the process it came from."""
         torch.set_num_threads(self._threads)
-        supernet = Supernet(self._network, self._space, self._cuts, device=self._device)
+        supernet = Supernet(self._network, self._space, self._cuts, device=self.device)
         return make_proxy(self._name, supernet, self._data)
 
 
@@ -63,7 +66,8 @@ class RayEngine:
         workers: How many parts are measured at once.
         address: A running cluster; None: Ray on this machine.
 
-    Raises: ConfigError when Ray is not installed or cannot be reached.
+    Raises: ConfigError when Ray is not installed or cannot be reached; CheckError when a part fails, or its worker dies
+        time and again.
     """
 
     def __init__(self, recipe: Recipe, workers: int, address: str | None = None) -> None:
@@ -74,7 +78,9 @@ class RayEngine:
             self._init(address)
         self._recipe = self._ray.put(to_bytes(recipe))
         self._key = self._recipe.hex()
-        self._task = self._ray.remote(num_cpus=1, max_retries=AGAIN)(measure_part)
+        self._task = self._ray.remote(num_cpus=1, num_gpus=int(recipe.device == "cuda"), max_retries=AGAIN)(
+            measure_part
+        )
 
     def measure(self, parts: Iterable[Part]) -> Iterator[tuple[Part, float]]:
         """Each part with its number, in the order in which they become known."""
@@ -86,7 +92,16 @@ class RayEngine:
                 return
             ready, _ = self._ray.wait(list(running))
             for reference in ready:
-                yield running.pop(reference), float(self._ray.get(reference))
+                yield running.pop(reference), self._value(reference)
+
+    def _value(self, reference: Any) -> float:
+        try:
+            return float(self._ray.get(reference))
+        except self._ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise CheckError(
+                f"search: a worker failed ({reason}); what was measured is kept, go on with fewer workers or workers=0"
+            ) from error
 
     def close(self) -> None:
         """Stop Ray where this engine started it."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from curlfx.coupling import couple
-from curlfx.errors import ConfigError, UsageError
+from curlfx.errors import CheckError, ConfigError, UsageError
 from curlfx.graph import show, trace
 from curlfx.search import ProxyData, Supernet, search, workers
 from curlfx.search.engine import InProcess
@@ -125,6 +125,24 @@ def test_without_ray_it_says_what_to_install(net: Supernet, data: ProxyData, mon
         pass
     with open_engine(net, data, "stages") as engine:
         assert engine is None
+
+
+class Failing:
+    """An engine's Ray, whose task failed."""
+
+    class exceptions:  # noqa: N801 - its name in Ray
+        class RayError(Exception):
+            pass
+
+    def get(self, reference: object) -> float:
+        raise self.exceptions.RayError("task\nValueError: no image")
+
+
+def test_a_worker_that_fails_ends_the_search(net: Supernet) -> None:
+    engine = RayEngine.__new__(RayEngine)
+    engine._ray = Failing()
+    with pytest.raises(CheckError, match=r"a worker failed \(ValueError: no image\); what was measured is kept"):
+        engine._value(None)
 
 
 @needs_ray
