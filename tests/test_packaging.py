@@ -131,7 +131,7 @@ def imported() -> set[str]:
 
 def test_dependencies_are_those_that_are_used() -> None:
     used = {OTHER_NAMES.get(name, name) for name in declared()}
-    extra = {"lightning", "onnxslim", "pytorch_lightning", "timm", "transformers"}
+    extra = {"lightning", "onnxslim", "pytorch_lightning", "ray", "timm", "transformers"}
     assert imported() - used - extra == set(ALONG)
     assert used - imported() == set()
 

@@ -16,6 +16,7 @@ from curlfx.cli.look import explain, inspect
 from curlfx.cli.make import export, slim
 from curlfx.cli.program import Program
 from curlfx.cli.quantize import quantize
+from curlfx.cli.search import search
 from curlfx.cli.train import train
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run, train, inspect, explain, score, plan, slim, export, quantize, verify, bench, report):
+for command in (run, train, search, inspect, explain, score, plan, slim, export, quantize, verify, bench, report):
     app.command()(command)
 
 

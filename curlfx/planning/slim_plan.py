@@ -34,7 +34,8 @@ class SlimPlan(BaseModel):
         target: What was asked for, as given; empty when the widths were.
         importance: Criterion that ranked the channels.
         allocation: ``global`` one ranking over all groups, ``uniform`` the same share of each, ``knapsack`` and
-            ``greedy`` the widths that keep the largest sum of scores, ``widths`` as given.
+            ``greedy`` the widths that keep the largest sum of scores, ``search`` those that a search found, ``widths``
+            as given.
         per: What scores were divided by: nothing (``channel``), what a channel costs, or a cost that was given.
         floor: Share of a group below which nothing was removed any more.
         round_to: Kept widths are multiples of this where the group is wide enough.
@@ -52,7 +53,7 @@ class SlimPlan(BaseModel):
     frozen: tuple[str, ...] = ()
     target: dict[str, int | float | str]
     importance: str
-    allocation: Literal["global", "uniform", "knapsack", "greedy", "widths"]
+    allocation: Literal["global", "uniform", "knapsack", "greedy", "widths", "search"]
     per: Literal["channel", "macs", "padded_macs", "latency", "given"] = "channel"
     floor: Annotated[float, Field(ge=0, lt=1)]
     round_to: Annotated[int, Field(ge=1)]

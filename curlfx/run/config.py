@@ -24,6 +24,9 @@ from curlfx.planning.target import Amount, parse_targets
 from curlfx.recovery.overparam import Decay, Overparam
 from curlfx.recovery.recipes import RECIPES, UNENLARGED, Recipe, find_recipe
 from curlfx.recovery.settings import Amp, MemoryFormat, TrainSettings
+from curlfx.search.evolve import EvolutionSettings
+from curlfx.search.proxy import ProxyName
+from curlfx.search.sandwich import SandwichSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -269,6 +272,95 @@ class GradualConfig(Section):
         return value
 
 
+class SupernetConfig(TrainingConfig):
+    """Training of the supernet.
+
+    Attributes:
+        random: Random networks in every step.
+        full: Whether the whole network learns from the labels in every step.
+        tiny: Whether the narrowest network is in every step.
+    """
+
+    epochs: Natural = 20
+    batch_size: Count = 128
+    lr: Positive = 0.02
+    random: Natural = 2
+    full: bool = True
+    tiny: bool = True
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        try:
+            self.sandwich(seed=0, device="auto")
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def sandwich(self, *, seed: int, device: str) -> SandwichSettings:
+        """The same for `curlfx.search`. Raises: ConfigError for values that do not go together."""
+        return SandwichSettings(self.settings(seed=seed, device=device), self.random, self.full, self.tiny)
+
+
+class SearchConfig(Section):
+    """A search for the widths, in place of a plan from scores alone: stage-wise pruning.
+
+    Attributes:
+        enabled: Whether there is one; ``curlfx search`` switches it on.
+        least: Smallest share of a group that may stay.
+        step: Distance of the shares of a group that are tried.
+        divisor: Kept channels are multiples of this; ``auto``: 8 where a group is 128 wide or wider, else 1.
+        cuts: Nodes of the graph to cut the network behind; none goes by resolution, an empty list makes one stage.
+        train: Training of the supernet.
+        proxy: ``stages``: the losses of all stages; ``accuracy``: the error rate of the assembled network.
+        held_out: Share of the training images to judge by, which the supernet does not see, where the data has no
+            ``val``.
+        calibration_batches: Training batches on which BatchNorm's statistics are measured for every network.
+        population, parents, mutants, crossovers, mutation, generations: As in `curlfx.search.EvolutionSettings`.
+        lower: Networks use this share of a target at least.
+        controls: Recover uniform widths and the best of as many random networks as well, and report them.
+        start: Weights that the slim network starts its recovery from: of the ``supernet``, of the ``dense`` network, or
+            ``scratch``.
+        workers: Ray workers that judge networks; 0: this process does.
+        ray_address: A Ray cluster; none starts Ray on this machine.
+    """
+
+    enabled: bool = False
+    least: Annotated[float, Field(gt=0, le=1)] = 0.2
+    step: Annotated[float, Field(gt=0, le=1)] = 0.1
+    divisor: Count | Literal["auto"] = "auto"
+    cuts: Annotated[tuple[str, ...] | None, Field(description="a list of nodes, like [relu_6, relu_12]")] = None
+    train: SupernetConfig = SupernetConfig()
+    proxy: ProxyName = "stages"
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    calibration_batches: Count = 20
+    population: Count = 50
+    parents: Count = 10
+    mutants: Natural = 25
+    crossovers: Natural = 25
+    mutation: Annotated[float, Field(gt=0, le=1)] = 0.1
+    generations: Count = 20
+    lower: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    controls: bool = False
+    start: Literal["supernet", "dense", "scratch"] = "supernet"
+    workers: Natural = 0
+    ray_address: str | None = None
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        try:
+            self.evolution(seed=0)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        if self.ray_address is not None and self.workers == 0:
+            raise ValueError("ray_address needs workers: give search.workers too")
+        return self
+
+    def evolution(self, *, seed: int) -> EvolutionSettings:
+        """The same for `curlfx.search`. Raises: ConfigError for values that do not go together."""
+        names = {field.name for field in fields(EvolutionSettings)} - {"seed"}
+        return EvolutionSettings(**self.model_dump(include=names), seed=seed)
+
+
 class ExportConfig(Section):
     """The ONNX files.
 
@@ -334,6 +426,7 @@ class RunConfig(Section):
         absorb_bias: Biases take over what removed channels would still emit: ``none``, ``exact`` or ``mean``.
         ignored_layers: Module or parameter names (with ``*``) that keep their channels.
         train: First training of the dense network, when there are no weights.
+        search: Search for the widths.
         recovery: Training of the slim network.
         gradual: Pruning while the network is trained.
         export: ONNX files.
@@ -366,6 +459,7 @@ class RunConfig(Section):
     absorb_bias: Absorb = "none"
     ignored_layers: Annotated[tuple[str, ...], Field(description="a list of names, like [fc, layer4.*]")] = ()
     train: TrainingConfig = TrainingConfig()
+    search: SearchConfig = SearchConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     gradual: GradualConfig = GradualConfig()
     export: ExportConfig = ExportConfig()
@@ -415,6 +509,18 @@ class RunConfig(Section):
         for name, found in wrong.items():
             if found:
                 raise ValueError(f"pruning while training does not go with {name}; leave out one of the two")
+        return value
+
+    @field_validator("search")
+    @classmethod
+    def _alone(cls, value: SearchConfig, others: ValidationInfo) -> SearchConfig:
+        if not value.enabled:
+            return value
+        for name in ("allocation", "iterative_steps", "per"):
+            if others.data.get(name) not in (None, 1, "auto"):
+                raise ValueError(f"a search chooses all widths itself; leave out {name}={others.data[name]}")
+        if value.start != "dense" and others.data.get("absorb_bias") != "none":
+            raise ValueError(f"start={value.start}: biases are absorbed into dense weights only; want start=dense")
         return value
 
     @property

@@ -31,6 +31,8 @@ from curlfx.sources import DataSource
 
 Say = Callable[[str], None]
 EVALUATION_BATCH = 256
+START = "start.safetensors"
+"""Weights that a searched network starts from, in the checkpoints."""
 SLIM = "slim.safetensors"
 """Newest weights of the slim network."""
 
@@ -145,6 +147,8 @@ class Job:
         network = slim_by_plan(self.traced, self.plan, self.coupling, absorb_bias="none" if trained else absorb)
         if trained:
             load_tensors(network.module, self.file(SLIM))
+        elif self.config.search.enabled and self.config.search.start != "dense":
+            load_tensors(network.module, self.checkpoint(START))
         network.module.eval()
         return network
 

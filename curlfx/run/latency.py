@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from curlfx.deploy.latency_table import LatencyTable
 from curlfx.deploy.measure import TableSettings, measure_latency
 from curlfx.deploy.meet import plan_for_latency
 from curlfx.planning import SlimPlan
@@ -11,12 +12,8 @@ from curlfx.run.job import Job
 from curlfx.run.subject import plan_options
 
 
-def plan_measured(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
-    """The plan, and what was measured on the way, as the result of the stage has it.
-
-    The table is kept in the run directory, so that a killed run goes on where it was.
-    Raises: BudgetError when no plan meets the target by the table, or none did when it was measured.
-    """
+def measured_table(job: Job) -> tuple[LatencyTable, TableSettings]:
+    """What widths cost in milliseconds, kept in the run directory so that a killed run goes on where it was."""
     config = job.config
     settings = TableSettings(
         provider=config.bench.provider,
@@ -26,15 +23,25 @@ def plan_measured(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
         round_to=config.round_to,
         seed=config.seed,
     )
-    traced, coupling = job.traced, job.coupling
     job.say(f"measuring {settings.probes} narrow networks on onnxruntime")
     folder = job.checkpoint("latency")
-    table = measure_latency(traced, coupling, settings, cache=folder, progress=job.progress)
-    error = table.prediction_error(traced, coupling)
+    table = measure_latency(job.traced, job.coupling, settings, cache=folder, progress=job.progress)
+    error = table.prediction_error(job.traced, job.coupling)
     job.say(
         f"latency table: dense {table.dense_ms:.3g} ms; networks left out of the fit are predicted with an error of "
         f"{error.median:.1%} (median), {error.worst:.1%} (worst)"
     )
+    return table, settings
+
+
+def plan_measured(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
+    """The plan, and what was measured on the way, as the result of the stage has it.
+
+    Raises: BudgetError when no plan meets the target by the table, or none did when it was measured.
+    """
+    config, traced, coupling = job.config, job.traced, job.coupling
+    table, settings = measured_table(job)
+    error = table.prediction_error(traced, coupling)
     found = plan_for_latency(
         traced,
         coupling,

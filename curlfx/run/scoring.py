@@ -16,6 +16,7 @@ from curlfx.run import gradual
 from curlfx.run.directory import write_text
 from curlfx.run.job import Job
 from curlfx.run.latency import plan_measured
+from curlfx.run.search import plan_searched
 from curlfx.run.subject import make_plan, scoring_batches
 
 Result = dict[str, Any]
@@ -32,12 +33,19 @@ def score(job: Job) -> Result:
 
 def plan(job: Job) -> Result:
     """Which channels stay, so that the target is met."""
-    found, measured = plan_measured(job) if job.config.target.latency_ms is not None else (_planned(job), {})
+    found, measured = _chosen(job)
     found = found.noting(model=job.config.model, arguments={"num_classes": job.subject.data.num_classes})
     write_text(job.file("plan.json"), found.to_json())
     before, after = found.before, found.after
     job.say(f"plan: {after.macs / before.macs:.1%} of the MACs, {after.params / before.params:.1%} of the parameters")
     return {"dense": before.as_dict(), "slim": after.as_dict(), **measured}
+
+
+def _chosen(job: Job) -> tuple[SlimPlan, Result]:
+    """The plan, and what was found on the way to it."""
+    if job.config.search.enabled:
+        return plan_searched(job)
+    return plan_measured(job) if job.config.target.latency_ms is not None else (_planned(job), {})
 
 
 def _planned(job: Job) -> SlimPlan:

@@ -23,6 +23,7 @@ from curlfx.planning.iterate import ScoreFunction
 from curlfx.recovery.hardware import choose_device
 from curlfx.run.config import PUBLISHED, RunConfig
 from curlfx.run.pruner import make_pruner
+from curlfx.run.space import check_search, divided
 from curlfx.sources import DataSource, check_fit, input_shape, load_data, load_model, load_weights
 from curlfx.sources.source import SplitName
 
@@ -84,6 +85,9 @@ def examine(config: RunConfig, subject: Subject) -> None:
     target = config.target.as_mapping()
     if config.gradual.interval != 0:
         make_pruner(config, traced, "random", coupling=coupling)
+    elif config.search.enabled:
+        check_search(config, traced, coupling)
+        divided(subject.data, config.search.held_out)
     elif "latency_ms" in target:
         check_request(traced, coupling, score(traced, coupling, "random"), target, **plan_options(config))
     else:
@@ -149,12 +153,17 @@ def wanted_shape(config: RunConfig) -> tuple[int, int, int] | None:
     return (own[0] if own is not None else 3, size, size)
 
 
-def _network(config: RunConfig, classes: int) -> nn.Module:
-    """The network with its weights; random ones follow from the seed."""
+def random_network(config: RunConfig, classes: int, *, weights: str | None = None) -> nn.Module:
+    """The network as its factory makes it; random weights follow from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        published = config.weights == PUBLISHED
-        model = load_model(config.model, num_classes=classes, weights=PUBLISHED if published else None)
+        return load_model(config.model, num_classes=classes, weights=weights)
+
+
+def _network(config: RunConfig, classes: int) -> nn.Module:
+    """The network with its weights; random ones follow from the seed."""
+    published = config.weights == PUBLISHED
+    model = random_network(config, classes, weights=PUBLISHED if published else None)
     if config.weights is not None and not published:
         load_weights(model, config.weights_file, new_head=config.new_head)
     return model

@@ -22,6 +22,7 @@ PROGRAMS = [
     "limited_data.py",
     "recovery.py",
     "rivals.py",
+    "stagewise.py",
 ]
 PROGRAMS += ["export_quality.py", "scaling.py"]
 

@@ -1,0 +1,51 @@
+"""The command ``search``: a whole job whose widths are searched for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from curlfx.cli.job import JOB_HELP, progress_line, show_summary, split_arguments
+from curlfx.cli.tables import show_table
+from curlfx.progress import RichProgress
+
+
+def search(
+    job: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [key=value ...]", help=JOB_HELP)] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="recover uniform widths and the best random network as well")
+    ] = False,
+) -> None:
+    """Do the whole job with widths that are searched for.
+
+    A supernet is trained stage by stage, and an evolution finds the best widths under the target. The settings are
+    those of run; those of the search begin with search, like search.generations=10 or search.train.epochs=5.
+    """
+    from curlfx.run.settings import load_config
+
+    file, overrides = split_arguments(job or [])
+    resumes = any(override.startswith("resume=") for override in overrides)
+    own = [] if resumes else ["search.enabled=true", *(["search.controls=true"] if controls else [])]
+    config = load_config(file, [*own, *overrides])
+    from curlfx.run.runner import run
+    from curlfx.run.search import SEARCH
+
+    with RichProgress() as progress:
+        result = run(config, progress=progress, say=lambda line: progress_line(progress, line))
+    show_summary(result.directory, result.summary)
+    show_search(result.directory / SEARCH, result.summary)
+
+
+def show_search(file: Path, summary: Any) -> None:
+    """What was found beside its controls, as a table."""
+    record = json.loads(file.read_text(encoding="utf-8"))
+    networks = {"found": {**record["best"], "accuracy": summary["slim"]["accuracy"]}, **record["controls"]}
+    rows = [
+        (name, f"{one['accuracy']:.4f}", f"{one['value']:.5f}", f"{one['cost']['macs'] / summary['dense']['macs']:.1%}")
+        for name, one in networks.items()
+    ]
+    show_table(("widths", "accuracy", "proxy", "MACs"), rows)
+    print(f"{record['looked_at']} networks compared; the front is in {file}")

@@ -1,0 +1,106 @@
+"""Training of a supernet: it learns, it resumes to the same bits, and it refuses what it does not know."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from curlfx.errors import CheckError, ConfigError, DataError, WeightsError
+from curlfx.recovery import TrainSettings
+from curlfx.search import SandwichSettings, Supernet, train_supernet
+from tests.search.networks import CLASSES, Toy, images, supernet
+
+BATCHES = [(part, part.flatten(1)[:, :CLASSES].argmax(1)) for part in (images(16, seed) for seed in range(4))]
+TRAIN = TrainSettings(epochs=4, lr=0.05, amp="off", memory_format="contiguous", seed=1)
+SETTINGS = SandwichSettings(TRAIN)
+
+
+def toy() -> Supernet:
+    torch.manual_seed(0)
+    return supernet(Toy(), ("relu",))
+
+
+def weights(net: Supernet) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in net.network.module.state_dict().items()}
+
+
+def loss(net: Supernet, genome: tuple[int, ...]) -> float:
+    """Soft cross-entropy of a narrow network against the whole one, end to end."""
+    with torch.no_grad():
+        values = [list(net.outputs(BATCHES[0][0], net.gates(one)))[-1] for one in (net.space.full, genome)]
+        return float(net.loss(len(net.stages) - 1, values[1], values[0], net.gates(genome)))
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class KilledAfter:
+    """Batches that end in the second epoch."""
+
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def __iter__(self):
+        self.epochs += 1
+        for number, batch in enumerate(BATCHES):
+            if self.epochs == 3 and number == 2:
+                raise Killed
+            yield batch
+
+    def __len__(self) -> int:
+        return len(BATCHES)
+
+
+def test_it_learns() -> None:
+    net = toy()
+    before = loss(net, net.space.tiny)
+    found = train_supernet(net, BATCHES, replace(SETTINGS, train=replace(TRAIN, epochs=12)))
+    assert found.history[-1].loss < found.history[0].loss
+    assert found.history[-1].accuracy > found.history[0].accuracy
+    assert loss(net, net.space.tiny) < before
+
+
+def test_it_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    straight, killed, resumed = toy(), toy(), toy()
+    file = tmp_path / "supernet.pt"
+    train_supernet(straight, BATCHES, SETTINGS)
+    with pytest.raises(Killed):
+        train_supernet(killed, KilledAfter(), SETTINGS, checkpoint=file)
+    found = train_supernet(resumed, BATCHES, SETTINGS, checkpoint=file, resume=True)
+    assert (found.resumed_after, len(found.history)) == (2, 4)
+    wanted = weights(straight)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(resumed).items())
+    assert not all(torch.equal(tensor, wanted[name]) for name, tensor in weights(killed).items())
+
+
+def test_a_checkpoint_of_another_question_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "supernet.pt"
+    one = replace(SETTINGS, train=replace(TRAIN, epochs=1))
+    train_supernet(toy(), BATCHES, one, checkpoint=file)
+    with pytest.raises(ConfigError, match="another search space or other settings"):
+        train_supernet(toy(), BATCHES, replace(one, tiny=False), checkpoint=file, resume=True)
+    with pytest.raises(ConfigError, match="another search space or other settings"):
+        train_supernet(supernet(Toy(), ()), BATCHES, one, checkpoint=file, resume=True)
+    with pytest.raises(ConfigError, match="was made with lr"):
+        train_supernet(toy(), BATCHES, replace(one, train=replace(one.train, lr=0.1)), checkpoint=file, resume=True)
+    with pytest.raises(WeightsError, match="belongs to another network"):
+        train_supernet(supernet(), BATCHES, one, checkpoint=file, resume=True)
+
+
+def test_a_loss_that_is_not_finite_ends_it() -> None:
+    with pytest.raises(CheckError, match="the loss is not finite at learning rate"):
+        train_supernet(toy(), BATCHES, SandwichSettings(replace(TRAIN, lr=1e30)))
+
+
+def test_refusals() -> None:
+    with pytest.raises(DataError, match="the network has 5 classes"):
+        train_supernet(toy(), [(images(4), torch.tensor([0, 1, 2, 9]))], SETTINGS)
+    with pytest.raises(ConfigError, match="mixup"):
+        SandwichSettings(replace(TRAIN, mixup=0.2))
+    with pytest.raises(ConfigError, match="ema_decay"):
+        SandwichSettings(replace(TRAIN, ema_decay=0.9))
+    with pytest.raises(ConfigError, match="random = 0"):
+        SandwichSettings(TRAIN, random=0, full=False, tiny=False)
