@@ -1,5 +1,8 @@
 """Small networks in float64 with random BatchNorm statistics, and batches to train them on."""
 
+import copy
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +41,12 @@ class Net(nn.Module):
 
 
 def make(seed: int = 0, network: type[nn.Module] = Net) -> TracedModel:
+    """A network of its own, the same every time."""
+    return copy.deepcopy(_made(seed, network))
+
+
+@cache
+def _made(seed: int, network: type[nn.Module]) -> TracedModel:
     torch.manual_seed(seed)
     model = randomise(network().double(), seed)
     return trace(model.eval(), (torch.randn(2, 3, 8, 8, dtype=torch.float64),))

@@ -1,5 +1,7 @@
 """Pruning in the project's own training loop: it resumes to the same bits after every epoch, and lays out anew."""
 
+import copy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,11 @@ class Clouds:
 
 
 def network(seed: int) -> TracedModel:
+    return copy.deepcopy(_network(seed))
+
+
+@cache
+def _network(seed: int) -> TracedModel:
     torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.1),

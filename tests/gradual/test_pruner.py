@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adafactor, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adafactor, AdamW, Optimizer
 
 from curlfx.coupling import couple
 from curlfx.errors import BudgetError, ConfigError, TargetError, UsageError
@@ -19,8 +19,7 @@ from tests.gradual.nets import batches, make, train_epoch
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": lambda p: SGD(p, 0.05, momentum=0.9, weight_decay=1e-2, nesterov=True),
     "plain": lambda p: SGD(p, 0.05),
-    "adam": lambda p: Adam(p, 1e-2, amsgrad=True),
-    "adamw": lambda p: AdamW(p, 1e-2, weight_decay=1e-2),
+    "adamw": lambda p: AdamW(p, 1e-2, weight_decay=1e-2, amsgrad=True),
 }
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 
@@ -43,7 +42,7 @@ def trained(
     return traced, pruner
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_masked_is_slim_after_every_step_and_the_next_training_step(optimizer: str) -> None:
     traced = make()
     chosen = OPTIMIZERS[optimizer](traced.module.parameters())
@@ -59,7 +58,7 @@ def test_masked_is_slim_after_every_step_and_the_next_training_step(optimizer: s
     assert pruner.slim().module(IMAGES).requires_grad
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_physical_goes_the_same_way_as_masked(optimizer: str) -> None:
     masked, one = trained(False, optimizer)
     narrow, other = trained(True, optimizer)
