@@ -12,7 +12,7 @@ from curlfx.cli.job import JOB_HELP, run_and_show, split_arguments
 from curlfx.errors import ConfigError
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {"gradual": {"interval": "auto"}, "recovery": {"epochs": 0}, "importance": "taylor"}
+    {"gradual": {"interval": "auto"}, "recovery": {"epochs": 0}, "importance": "relevance"}
 )
 """What ``curlfx train`` asks for beside the defaults of ``curlfx run``."""
 
@@ -22,9 +22,9 @@ def train(
 ) -> None:
     """Train a network and prune it meanwhile, to a verified report.
 
-    The job of `curlfx run`, with gradual.interval=auto, recovery.epochs=0 and importance=taylor where nothing else is
-    said: channels go after every gradual.interval epochs up to gradual.last, until the target is reached, from scratch
-    or from weights. Without arguments: scikit-learn's digits, a small residual network, half of the MACs.
+    The job of `curlfx run`, with gradual.interval=auto, recovery.epochs=0 and importance=relevance where nothing else
+    is said: channels go after every gradual.interval epochs up to gradual.last, until the target is reached, from
+    scratch or from weights. Without arguments: scikit-learn's digits, a small residual network, half of the MACs.
     """
     from curlfx.run.settings import load_config
 

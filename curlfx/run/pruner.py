@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 from torch import Tensor
 
 from curlfx.coupling import Coupling, couple
@@ -11,7 +9,6 @@ from curlfx.errors import ConfigError
 from curlfx.gradual import GradualPruner, Schedule
 from curlfx.graph.traced import TracedModel
 from curlfx.planning import resolve_round_to
-from curlfx.recovery.batches import batches
 from curlfx.run.config import RunConfig
 from curlfx.sources import DataSource
 
@@ -65,7 +62,6 @@ def make_pruner(
 
 
 def labelled_batches(data: DataSource, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """About ``count`` training images with their classes, as in evaluation, in whole batches."""
-    size = min(BATCH, count)
-    loader = data.loader("train", size, seed=seed, shuffle=True)
-    return list(islice(batches(loader, 0), -(-count // size)))
+    """``count`` random training images with their classes, as in evaluation, whatever the criterion looks at."""
+    images, classes = data.proxy(count, seed), data.proxy_classes(count, seed)
+    return list(zip(images.split(BATCH), classes.split(BATCH), strict=True))
