@@ -80,12 +80,14 @@ class Call:
 
     Attributes:
         clips: How many elements of the output cancelled to nearly nothing, see `curlfx.lrp.distribute.proportional`.
+        idle: Relevance of sums of nothing but zeros: their bias spoke, and no input gets it.
     """
 
     def __init__(
         self, node: Node, values: Mapping[Node, Any], live: Collection[Node], settings: Settings = PAPER
     ) -> None:
-        self.node, self.settings, self.clips = node, settings, 0
+        self.node, self.settings = node, settings
+        self.clips, self.idle = 0, 0.0
         self._values, self._live = values, live
         self._written = named_arguments(node)
 

@@ -115,7 +115,7 @@ def _through(call: Call, relevance: Tensor, x: Tensor, weight: Tensor, product: 
     if settings.rule == "epsilon":
         return epsilon(lambda x: product(x, weight), [x], relevance, settings.epsilon)[0]
     positive, negative = weight.clamp(min=0), weight.clamp(max=0)
-    return alpha_beta(lambda x: product(x, positive), lambda x: product(x, negative), x, relevance, settings)
+    return alpha_beta(call, lambda x: product(x, positive), lambda x: product(x, negative), x, relevance)
 
 
 def _weighted(call: Call, relevance: Tensor, x: Tensor, function: Map) -> Tensor:
@@ -125,7 +125,7 @@ def _weighted(call: Call, relevance: Tensor, x: Tensor, function: Map) -> Tensor
         return torch.ones_like(x)
     if settings.rule == "epsilon":
         return epsilon(function, [x], relevance, settings.epsilon)[0]
-    return alpha_beta(function, None, x, relevance, settings)
+    return alpha_beta(call, function, None, x, relevance)
 
 
 def _require(call: Call, name: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from curlfx.lrp.call import Call, Settings
+from curlfx.lrp.call import Call
 
 Map = Callable[[Tensor], Tensor]
 """A linear map without a constant."""
@@ -20,18 +20,19 @@ RATIO = 1e3
 _ROUNDING = 16
 
 
-def alpha_beta(plus: Map, minus: Map | None, x: Tensor, relevance: Tensor, settings: Settings) -> Tensor:
+def alpha_beta(call: Call, plus: Map, minus: Map | None, x: Tensor, relevance: Tensor) -> Tensor:
     """The alpha-beta rule, for inputs of both signs.
 
     ``z+ = W+x+ + W-x-`` and ``z- = W+x- + W-x+`` get ``alpha R`` and ``-beta R``, each of the four terms its share.
-    Where z- is 0 they get R and nothing, where z+ is 0 nothing and R: a neuron of one sign would gain or lose.
+    Where z- is 0 they get R and nothing, where z+ is 0 nothing and R: a neuron of one sign would gain or lose. Where
+    both are 0 it was the bias that spoke, and ``call.idle`` has its relevance.
 
     Args:
+        call: Has alpha and beta.
         plus: ``x`` times the weights that are positive, the others taken as 0.
         minus: ``x`` times the weights that are negative, likewise; None where there are none.
         x: Input of the map.
         relevance: Of its output.
-        settings: Have alpha and beta.
 
     Shapes: result as ``x``.
     Source: Bach et al. 2015 (doi:10.1371/journal.pone.0130140), equation 60, without biases.
@@ -47,19 +48,20 @@ def alpha_beta(plus: Map, minus: Map | None, x: Tensor, relevance: Tensor, setti
     with torch.enable_grad():
         z = [_sum([function(leaf) for function, leaf in side]) for side in (raising, lowering) if side]
     values = [each.detach() for each in z] + [torch.zeros_like(relevance)] * (2 - len(z))
-    coefficients = _alpha_beta_coefficients(values[0], values[1], relevance, settings)
+    coefficients = _alpha_beta_coefficients(call, values[0], values[1], relevance)
     gradients = torch.autograd.grad(z, leaves, coefficients[: len(z)])
     result = leaves[0].detach() * gradients[0]
     return result + leaves[1].detach() * gradients[1] if signed else result
 
 
-def _alpha_beta_coefficients(raising: Tensor, lowering: Tensor, relevance: Tensor, settings: Settings) -> list[Tensor]:
+def _alpha_beta_coefficients(call: Call, raising: Tensor, lowering: Tensor, relevance: Tensor) -> list[Tensor]:
     """What the summands of z+ and of z- are multiplied by."""
     limits = torch.finfo(relevance.dtype)
     least = (raising - lowering) * (_ROUNDING * limits.eps) + limits.tiny / limits.eps
     some = raising > least, -lowering > least
-    alpha = torch.where(some[1], settings.alpha, 1.0).to(relevance.dtype)
-    beta = torch.where(some[0], -settings.beta, 1.0).to(relevance.dtype)
+    call.idle += _total_where(~(some[0] | some[1]), relevance)
+    alpha = torch.where(some[1], call.settings.alpha, 1.0).to(relevance.dtype)
+    beta = torch.where(some[0], -call.settings.beta, 1.0).to(relevance.dtype)
     return [
         torch.where(is_some, share * relevance / torch.where(is_some, z, 1), 0)
         for is_some, share, z in zip(some, (alpha, beta), (raising, lowering), strict=True)
@@ -91,7 +93,8 @@ def proportional(
 
     Where summands cancel, so that ``sum |x| > RATIO |y|``, the sum is taken as that much larger, and what then is left
     of R goes to the summands by their size. Such elements are counted in ``call.clips``; relevance is conserved there
-    too. A sum of nothing but zeros hands nothing on.
+    too. A sum of nothing but zeros hands nothing on, as
+    ``call.idle`` says.
 
     Args:
         call: Who counts.
@@ -114,6 +117,7 @@ def proportional(
         sum_of = torch.where(cancelled, torch.where(value < 0, -least, least), value)
         share = _quotient(relevance, sum_of)
         rest = torch.where(cancelled, _quotient(relevance - share * value, size), 0)
+    call.idle += _total_where((size == 0) & (value == 0), relevance)
     clips = int((cancelled & (relevance != 0)).sum())
     gradients = torch.autograd.grad(y, leaves, share, retain_graph=clips > 0)
     parts = [leaf.detach() * gradient for leaf, gradient in zip(leaves, gradients, strict=True)]
@@ -127,6 +131,10 @@ def proportional(
 def _sum(terms: Sequence[Tensor]) -> Tensor:
     first, *others = terms
     return torch.add(first, others[0]) if others else first
+
+
+def _total_where(mask: Tensor, relevance: Tensor) -> float:
+    return float(torch.where(mask, relevance, 0).sum(dtype=torch.float64))
 
 
 def _quotient(a: Tensor, b: Tensor) -> Tensor:

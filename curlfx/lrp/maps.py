@@ -23,7 +23,7 @@ class Conservation:
     Attributes:
         seed: At the logits.
         maps: At the images.
-        absorbed: By node: what constants got (class tokens, padding), where that is not 0.
+        absorbed: By node: what constants got (class tokens, padding, a layer's bias behind nothing but zeros).
         change: By node: what its inputs got less what it had, where that is more than rounding.
         cuts: By node: all that crosses the cut through the graph in front of it, absorbed relevance included.
     """

@@ -42,7 +42,7 @@ class Ledger:
     Attributes:
         seed: Relevance put in at the logits.
         change: By node, what its inputs got less what it had: 0 where relevance is conserved.
-        absorbed: By node, what constants got: class tokens, padding.
+        absorbed: By node, what constants got: class tokens, padding, biases behind nothing but zeros.
         clips: By node, how many elements of a sum cancelled, where any did.
         cuts: By node, what crosses the cut through the graph in front of it, with all that was absorbed behind it.
     """
@@ -183,6 +183,9 @@ class Propagation:
                         waiting[source] = each if before is None else before + each  # type: ignore[operator]
                     elif amount:
                         ledger.absorbed[source.name] = ledger.absorbed.get(source.name, 0.0) + amount
+        if call.idle:
+            handed += call.idle
+            ledger.absorbed[node.name] = ledger.absorbed.get(node.name, 0.0) + call.idle
         if call.clips:
             ledger.clips[node.name] = call.clips
         return handed - _total(relevance)

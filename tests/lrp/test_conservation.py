@@ -204,6 +204,24 @@ def test_a_class_token_keeps_what_it_is_given() -> None:
     assert sums.maps + amount == pytest.approx(2, rel=1e-12)
 
 
+def test_a_bias_behind_zeros_keeps_what_it_is_given() -> None:
+    class Deaf(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.fc = nn.Linear(2, 2, bias=False), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.relu(self.stem(x)))
+
+    module = Deaf().double()
+    module.stem.weight.data = torch.tensor([[-1.0, -1.0], [-2.0, 0.0]], dtype=torch.float64)
+    images = torch.rand(2, 2, dtype=torch.float64)
+    found = relevance(trace(module, (images,)), images, torch.tensor([0, 0]))
+    assert not found.maps.any()
+    assert found.conservation().absorbed == {"linear_1": 2.0}
+    assert found.conservation().error == 0
+
+
 def cancelling(images: Tensor) -> Relevance:
     class Cancelling(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
