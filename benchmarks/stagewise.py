@@ -324,7 +324,7 @@ def main() -> int:
         f"{arguments.model}, {len(retrained)} random networks at {arguments.target} of the MACs, each trained for "
         f"{arguments.retrain_epochs} epochs ({arguments.retrain_start}): top-1 {100 * min(spread):.2f} to "
         f"{100 * max(spread):.2f} %.\n\n{first}\n\nRecovered for {arguments.epochs} epochs "
-        f"from the dense weights (the first three come from one search, whose seconds are in the first row that was measured):\n\n"
+        f"from the dense weights (the first three come from one search; its seconds are in the first of them):\n\n"
         f"{networks(rows('network', NETWORKS))}\n"
     )
     print(text)
