@@ -323,7 +323,8 @@ def main() -> int:
     text = (
         f"{arguments.model}, {len(retrained)} random networks at {arguments.target} of the MACs, each trained for "
         f"{arguments.retrain_epochs} epochs ({arguments.retrain_start}): top-1 {100 * min(spread):.2f} to "
-        f"{100 * max(spread):.2f} %.\n\n{first}\n\nRecovered for {arguments.epochs} epochs from the dense weights:\n\n"
+        f"{100 * max(spread):.2f} %.\n\n{first}\n\nRecovered for {arguments.epochs} epochs "
+        f"from the dense weights (the first three come from one search; its seconds are in the first of them):\n\n"
         f"{networks(rows('network', NETWORKS))}\n"
     )
     print(text)

@@ -505,6 +505,7 @@ class RunConfig(Section):
             f"per={given.get('per')}": given.get("per", "auto") not in ("auto", "channel"),
             "iterative_steps": given.get("iterative_steps", 1) > 1,
             "absorb_bias": given.get("absorb_bias", "none") != "none",
+            "search.enabled": "search" in given and given["search"].enabled,
         }
         for name, found in wrong.items():
             if found:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from curlfx.errors import CheckError, ConfigError, WeightsError
-from curlfx.files import write_bytes
 from curlfx.progress import Progress, StepEvent, StepTimer
 from curlfx.recovery.batches import Loader, batch_count, batches, seeded
 from curlfx.recovery.checkpoint import Checkpoint, EpochRecord
@@ -74,18 +73,15 @@ def train_supernet(
         settings: None takes the defaults.
         stage: For ``progress``.
         progress: Sees loss and accuracy of the whole network.
-        checkpoint: File written after every epoch; what it is a checkpoint of stands in a JSON file beside it.
+        checkpoint: File written after every epoch.
         resume: Go on from ``checkpoint`` if it exists, to the same bits.
 
     Raises: DataError, CheckError, ConfigError, WeightsError, OutputError as `fit`.
     """
     settings = settings or SandwichSettings()
     loop = _Loop(supernet, loader, settings)
-    if checkpoint is not None:
-        if resume and checkpoint.exists():
-            loop.restore(checkpoint)
-        else:
-            write_bytes(_question(checkpoint), loop.question.encode())
+    if checkpoint is not None and resume and checkpoint.exists():
+        loop.restore(checkpoint)
     done_before = loop.epoch
     timer = StepTimer(settings.train.epochs * loop.steps, done=loop.epoch * loop.steps)
 
@@ -159,12 +155,11 @@ class _Loop:
         self.epoch, self.history = 0, list[EpochRecord]()
 
     @property
-    def question(self) -> str:
-        """What the weights depend on beside the images."""
-        supernet, own = self.supernet, asdict(self.settings)
-        own["train"].pop("device")
-        cuts = [stage.end for stage in supernet.stages]
-        return json.dumps({"settings": own, "cuts": cuts, "grids": supernet.space.grids}, indent=1) + "\n"
+    def described(self) -> dict[str, Any]:
+        """What the weights depend on beside the settings of the optimiser and the images."""
+        own = {name: getattr(self.settings, name) for name in ("random", "full", "tiny")}
+        stages = ", ".join(stage.end for stage in self.supernet.stages)
+        return {**own, "stages": stages, "widths": str(self.supernet.space.grids)}
 
     def run_epoch(self, watch: Callable[[int, Meter], None]) -> None:
         """One pass over the loader."""
@@ -211,21 +206,19 @@ class _Loop:
     def snapshot(self) -> Checkpoint:
         """Everything a later process needs."""
         model, optimizer = self.module.state_dict(), self.optimizer.state_dict()
-        return Checkpoint(self.epoch, self.steps, self.settings.train, model, optimizer, None, tuple(self.history))
+        history, train = tuple(self.history), self.settings.train
+        return Checkpoint(self.epoch, self.steps, train, model, optimizer, None, history, self.described)
 
     def restore(self, path: Path) -> None:
         """Take up a checkpoint. Raises: WeightsError, ConfigError."""
         saved = Checkpoint.load(path)
-        saved.check_resumable(path, self.settings.train, self.steps)
+        saved.check_resumable(path, self.settings.train, self.steps, self.described)
         try:
-            before = _question(path).read_text(encoding="utf-8")
             self.module.load_state_dict(saved.model)
             self.optimizer.load_state_dict(saved.optimizer)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise WeightsError(f"{path}: belongs to another network ({reason}); delete it to start afresh") from error
-        if before != self.question:
-            raise ConfigError(f"{path} was made with another search space or other settings; delete it to start afresh")
         self.epoch, self.history = saved.epoch, list(saved.history)
 
 
@@ -233,10 +226,6 @@ def draw(supernet: Supernet, settings: SandwichSettings, generator: np.random.Ge
     """The narrow networks of one step."""
     space, count = supernet.space, settings.random + (not settings.tiny)
     return [space.random(generator) for _ in range(count)] + [space.tiny] * settings.tiny
-
-
-def _question(checkpoint: Path) -> Path:
-    return checkpoint.with_suffix(".json")
 
 
 def _optimizer(supernet: Supernet, settings: TrainSettings) -> torch.optim.SGD:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,11 +51,11 @@ class Recipe:
 _made: dict[str, Proxy] = {}
 
 
-def measure_part(key: str, recipe: bytes, part: Part) -> float:
-    """The number of one part, in a worker; the proxy is made once per worker."""
+def measure_part(key: str, recipe: Callable[[], bytes], part: Part) -> float:
+    """The number of one part, in a worker; the proxy is made once per worker, and what it is made from fetched once."""
     if key not in _made:
         _made.clear()
-        _made[key] = pickle.loads(recipe).make()  # noqa: S301 - the driver's own bytes
+        _made[key] = pickle.loads(recipe()).make()  # noqa: S301 - the driver's own bytes
     return _made[key].measure(part)
 
 
@@ -76,8 +77,8 @@ class RayEngine:
         self._workers = workers
         if self._started:
             self._init(address)
-        self._recipe = self._ray.put(to_bytes(recipe))
-        self._key = self._recipe.hex()
+        held = self._ray.put(to_bytes(recipe))
+        self._key, self._recipe = held.hex(), partial(self._ray.get, held)
         self._task = self._ray.remote(num_cpus=1, num_gpus=int(recipe.device == "cuda"), max_retries=AGAIN)(
             measure_part
         )

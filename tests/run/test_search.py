@@ -96,6 +96,7 @@ def test_what_the_recovery_starts_from(job: dict[str, Any], start: str) -> None:
         ({"target": {"macs": "1%"}}, BudgetError, "the narrowest network of the search space has"),
         ({"allocation": "uniform"}, ConfigError, "search: a search chooses all widths itself; leave out allocation"),
         ({"iterative_steps": 2}, ConfigError, "leave out iterative_steps=2"),
+        ({"train": {"epochs": 2}, "gradual": {"interval": 1}}, ConfigError, "does not go with search.enabled"),
         ({"absorb_bias": "exact"}, ConfigError, "biases are absorbed into dense weights only"),
         ({"search": {**SMALL, "mutants": 9}}, ConfigError, "mutants = 9 and crossovers = 2: want at most population"),
         ({"search": {**SMALL, "held_out": 0.001}}, DataError, "search.held_out = 0.001: 100 images of digits"),

@@ -80,14 +80,17 @@ def test_a_checkpoint_of_another_question_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "supernet.pt"
     one = replace(SETTINGS, train=replace(TRAIN, epochs=1))
     train_supernet(toy(), BATCHES, one, checkpoint=file)
-    with pytest.raises(ConfigError, match="another search space or other settings"):
+    with pytest.raises(ConfigError, match="was made with tiny=True, not False"):
         train_supernet(toy(), BATCHES, replace(one, tiny=False), checkpoint=file, resume=True)
-    with pytest.raises(ConfigError, match="another search space or other settings"):
+    with pytest.raises(ConfigError, match="was made with stages=relu, linear, not linear"):
         train_supernet(supernet(Toy(), ()), BATCHES, one, checkpoint=file, resume=True)
     with pytest.raises(ConfigError, match="was made with lr"):
         train_supernet(toy(), BATCHES, replace(one, train=replace(one.train, lr=0.1)), checkpoint=file, resume=True)
-    with pytest.raises(WeightsError, match="belongs to another network"):
+    with pytest.raises(ConfigError, match="was made with stages"):
         train_supernet(supernet(), BATCHES, one, checkpoint=file, resume=True)
+    file.write_bytes(b"no checkpoint")
+    with pytest.raises(WeightsError, match="not a checkpoint of curlfx"):
+        train_supernet(toy(), BATCHES, one, checkpoint=file, resume=True)
 
 
 def test_a_loss_that_is_not_finite_ends_it() -> None:

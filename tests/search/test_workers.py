@@ -91,7 +91,7 @@ def test_a_proxy_that_travelled_measures_the_same(net: Supernet, data: ProxyData
         assert there.parts(genome) == here.parts(genome)
         assert [there.measure(part) for part in there.parts(genome)] == list(map(here.measure, here.parts(genome)))
     part = here.parts(net.space.tiny)[0]
-    assert workers.measure_part(f"key-{name}", to_bytes(recipe), part) == here.measure(part)
+    assert workers.measure_part(f"key-{name}", lambda: to_bytes(recipe), part) == here.measure(part)
 
 
 @pytest.mark.parametrize("case", [*FIXTURES.values()][::6], ids=str)
