@@ -19,7 +19,7 @@ from curlfx.files import discard, unwritable, write_bytes
 STATE = "state.json"
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
-FORMAT = 1
+FORMAT = 2
 STAGES = (
     "train",
     "dense",
