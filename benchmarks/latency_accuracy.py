@@ -44,6 +44,8 @@ def settings(arguments: argparse.Namespace, seed: int, target: dict[str, str]) -
         "threads": arguments.threads,
         "target": target,
         "latency_probes": arguments.probes,
+        "importance": arguments.importance,
+        "floor": arguments.floor,
         "recovery": {"epochs": arguments.epochs, "lr": arguments.lr, "batch_size": arguments.batch_size},
     }
 
@@ -137,6 +139,8 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--size", type=int, default=32, help="pixels per side of an image")
     parser.add_argument("--latency", default="50%", help="target of the first run")
+    parser.add_argument("--importance", default="kl", help="criterion of both runs")
+    parser.add_argument("--floor", type=float, default=0.3, help="share of every group that stays, in both runs")
     parser.add_argument("--probes", type=int, default=24, help="random plans measured for the latency table")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1])
     parser.add_argument("--epochs", type=int, default=8, help="of the recovery")
@@ -152,7 +156,7 @@ def main() -> None:
     seeds = ", ".join(map(str, arguments.seeds))
     head = (
         f"{processor()}; onnxruntime on the CPU, one thread, batch 1. {arguments.model}, dense "
-        f"{100 * rows[0]['dense']:.2f} %, {arguments.epochs} epochs of recovery, seeds {seeds}; accuracies: mean ± "
+        f"{100 * rows[0]['dense']:.2f} %, channels by {arguments.importance}, {arguments.epochs} epochs of recovery, seeds {seeds}; accuracies: mean ± "
         "half the range."
     )
     text = f"{head}\n\n{table(rows)}"
