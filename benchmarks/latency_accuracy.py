@@ -156,8 +156,8 @@ def main() -> None:
     seeds = ", ".join(map(str, arguments.seeds))
     head = (
         f"{processor()}; onnxruntime on the CPU, one thread, batch 1. {arguments.model}, dense "
-        f"{100 * rows[0]['dense']:.2f} %, channels by {arguments.importance}, {arguments.epochs} epochs of recovery, seeds {seeds}; accuracies: mean ± "
-        "half the range."
+        f"{100 * rows[0]['dense']:.2f} %, channels by {arguments.importance}, floor {arguments.floor:g}, "
+        f"{arguments.epochs} epochs of recovery, seeds {seeds}; accuracies: mean ± half the range."
     )
     text = f"{head}\n\n{table(rows)}"
     print(text)
