@@ -90,8 +90,8 @@ class ExpandLinear(Pass):
 
         Raises: UsageError.
         """
-        if isinstance(self.layers, str):
-            raise UsageError(f"{self.name}: layers = {self.layers!r}: want a tuple of names, like ({self.layers!r},)")
+        if fault := bare(self.layers):
+            raise UsageError(f"{self.name}: {fault}")
         for name in ("rate", "batch_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{self.name}: {name} = {getattr(self, name)}: want 1 or more")
@@ -172,6 +172,11 @@ class ExpandLinear(Pass):
             one += middle * old.numel()
             three += inner * factors.a.numel() + middle * factors.m.numel() + outer * factors.b.numel()
         return product + one < three
+
+
+def bare(layers: Sequence[str]) -> str | None:
+    """What is wrong with a single string in place of names, which would be read letter by letter; None for names."""
+    return f"layers = {layers!r}: want a tuple of names, like ({layers!r},)" if isinstance(layers, str) else None
 
 
 def _taken(module: nn.Module) -> dict[str, str]:
