@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from accuracy_arms import ARMS, Narrowed, narrow, narrow_by_rival, outer_norms
-from records import Lines, Row, collect, spread
+from records import Lines, Row, called, collect, spread
 from subjects import dense_network, images_for
 from tables import fixed, markdown, percent
 from torch import Tensor, nn
@@ -123,8 +123,7 @@ def key(arguments: argparse.Namespace, arm: str, seed: int, target: str) -> Row:
     """The settings of one measurement; a row on record with the same is not measured again."""
     names = ("data", "weights", "model", "epochs", "lr", "batch_size", "train_limit", "test_limit", "proxy", "size")
     settings = {name: getattr(arguments, name) for name in (*names, "train_epochs")}
-    for name in ("data", "weights"):  # wherever they lie
-        settings[name] = None if settings[name] is None else Path(settings[name]).name
+    settings |= {name: called(settings[name]) for name in ("data", "weights")}
     return {"arm": arm, "seed": seed, "target": target, **settings}
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from records import Lines, Row, checkpoint, collect, forget, spread
+from records import Lines, Row, called, checkpoint, collect, forget, spread
 from tables import fixed, markdown, percent
 from torch import nn
 
@@ -39,6 +39,7 @@ KEYS = (
     "model", "small_model", "size", "per_class", "target", "epochs", "refine_epochs", "lr", "scratch_lr", "batch_size",
     "weight_decay", "proxy", "test_limit",
 )  # fmt: skip
+PLACES = ("data", "weights", "small_weights")
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,8 @@ def limited(data: DataSource, train: int, test: int | None) -> DataSource:
 
 def key(arguments: argparse.Namespace, arm: str, seed: int) -> Row:
     """What makes a measurement what it is; a row on record with the same key is not measured again."""
-    return {"arm": arm, "seed": seed, **{name: getattr(arguments, name) for name in KEYS}}
+    places = {name: called(getattr(arguments, name)) for name in PLACES}
+    return {"arm": arm, "seed": seed, **{name: getattr(arguments, name) for name in KEYS}, **places}
 
 
 def table(rows: Sequence[Row]) -> str:

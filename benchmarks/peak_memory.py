@@ -24,7 +24,8 @@ class PeakMemory:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._before = device, 0.0
+        self._device = device
+        self._before: float | None = None
         self.mib: float | None = None
 
     def __enter__(self) -> Self:
@@ -36,17 +37,21 @@ class PeakMemory:
             trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
             if trim is not None:
                 trim(0)
-            _RESET.write_text("5", encoding="ascii")  # the peak starts anew at the present size
-            self._before = _resident("VmRSS")
+            if _resident("VmHWM") is not None:
+                _RESET.write_text("5", encoding="ascii")  # the peak starts anew at the present size
+                self._before = _resident("VmRSS")
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._before is None:
+            return
         if self._device.type == "cuda":
             self.mib = torch.cuda.max_memory_allocated(self._device) / 2**20 - self._before
-        elif _STATUS.exists():
-            self.mib = _resident("VmHWM") - self._before
+        elif (peak := _resident("VmHWM")) is not None:
+            self.mib = peak - self._before
 
 
-def _resident(name: str) -> float:
+def _resident(name: str) -> float | None:
+    """MiB; None where the system does not tell."""
     found = re.search(rf"{name}:\s+(\d+) kB", _STATUS.read_text(encoding="ascii"))
-    return int(found[1]) / 1024 if found else 0.0
+    return int(found[1]) / 1024 if found else None

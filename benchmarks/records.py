@@ -12,7 +12,7 @@ from typing import Any
 from curlfx.files import discard
 from curlfx.progress import StepEvent
 
-__all__ = ["Lines", "Row", "checkpoint", "collect", "find", "forget", "spread"]
+__all__ = ["Lines", "Row", "called", "checkpoint", "collect", "find", "forget", "spread"]
 
 Row = dict[str, Any]
 
@@ -78,6 +78,11 @@ def forget(path: Path) -> None:
     """Remove the checkpoints of a row that is on record now."""
     for file in path.parent.glob(f"{path.stem}*"):
         discard(file)
+
+
+def called(place: str | None) -> str | None:
+    """What a file or a folder is called, wherever it lies; for the settings of a row."""
+    return None if place is None else Path(place).name
 
 
 def spread(values: Sequence[float]) -> str:

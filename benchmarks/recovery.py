@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from peak_memory import PeakMemory
-from records import Lines, Row, checkpoint, collect, find, forget, spread
+from records import Lines, Row, called, checkpoint, collect, find, forget, spread
 from subjects import dense_network, images_for
 from tables import fixed, markdown, percent
 
@@ -158,6 +158,7 @@ def key(arguments: argparse.Namespace, arm: str, seed: int, target: str) -> Row:
     names = ("model", "size", "train_epochs", "epochs", "lr", "batch_size", "train_limit", "test_limit", "importance")
     names += ("proxy",)
     found = {"arm": arm, "seed": seed, "target": target, **{name: getattr(arguments, name) for name in names}}
+    found |= {name: called(getattr(arguments, name)) for name in ("data", "weights")}
     if ARMS[arm].expanded or ARMS[arm].same_seconds:
         found |= {name: getattr(arguments, name) for name in ("rate", "similarity", "frozen_epochs")}
     return found

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from records import Lines
+from records import Lines, called
 from torch import nn
 
 from curlfx.recovery import TrainSettings, fit
 from curlfx.sources import DataSource, input_shape, load_data, load_model, load_weights
 
-__all__ = ["dense_network", "images_for"]
+__all__ = ["dense_file", "dense_network", "images_for"]
 
 
 def images_for(arguments: argparse.Namespace, limit: int | None) -> DataSource:
@@ -28,8 +28,7 @@ def dense_network(arguments: argparse.Namespace, data: DataSource) -> nn.Module:
     model = load_model(arguments.model, num_classes=data.num_classes, weights=arguments.weights)
     if not arguments.train_epochs:
         return model.eval()
-    name = re.sub(r"\W+", "-", arguments.model)
-    file = arguments.record.parent / f"dense-{name}-{arguments.train_epochs}.safetensors"
+    file = dense_file(arguments)
     if file.exists():
         load_weights(model, file)
         return model.eval()
@@ -40,3 +39,13 @@ def dense_network(arguments: argparse.Namespace, data: DataSource) -> nn.Module:
     file.parent.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file({key: value.contiguous() for key, value in model.state_dict().items()}, file)
     return model.eval()
+
+
+def dense_file(arguments: argparse.Namespace) -> Path:
+    """Where a trained dense network is kept, beside the record; its name has all that it was trained from."""
+    parts = ["dense", arguments.model, called(arguments.data), f"epochs{arguments.train_epochs}"]
+    parts += [f"images{arguments.train_limit}"] * (arguments.train_limit is not None)
+    parts += [f"size{arguments.size}"] * (arguments.size is not None)
+    parts += [f"from-{called(arguments.weights)}"] * (arguments.weights is not None)
+    name = "-".join(re.sub(r"\W+", "-", str(part)) for part in parts)
+    return arguments.record.parent / f"{name}.safetensors"

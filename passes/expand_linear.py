@@ -11,7 +11,7 @@ from math import prod
 from typing import ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import Argument
@@ -90,6 +90,8 @@ class ExpandLinear(Pass):
 
         Raises: UsageError.
         """
+        if fault := bare(self.layers):
+            raise UsageError(f"{self.name}: {fault}")
         for name in ("rate", "batch_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{self.name}: {name} = {getattr(self, name)}: want 1 or more")
@@ -98,11 +100,11 @@ class ExpandLinear(Pass):
                 raise UsageError(f"{self.name}: {name} = {getattr(self, name)!r}: want one of {', '.join(choices)}")
         if any("expanded" in node.meta for node in traced.graph.nodes):
             raise UsageError(f"{self.name}: the network is expanded already; contract it first")
-        taken = dict(traced.module.named_parameters(remove_duplicate=False)).keys()
+        taken = _taken(traced.module)
         for chosen in self.chosen(traced):
             for name in factor_names(chosen.names[0]):
                 if name in taken:
-                    raise UsageError(f"{self.name}: '{name}' is taken already, by a parameter")
+                    raise UsageError(f"{self.name}: '{name}' is taken already, by a {taken[name]}")
 
     def rewrite(self, traced: TracedModel) -> bool:
         """Put the factors in. Returns whether there was a layer to expand."""
@@ -170,6 +172,21 @@ class ExpandLinear(Pass):
             one += middle * old.numel()
             three += inner * factors.a.numel() + middle * factors.m.numel() + outer * factors.b.numel()
         return product + one < three
+
+
+def bare(layers: Sequence[str]) -> str | None:
+    """What is wrong with a single string in place of names, which would be read letter by letter; None for names."""
+    return f"layers = {layers!r}: want a tuple of names, like ({layers!r},)" if isinstance(layers, str) else None
+
+
+def _taken(module: nn.Module) -> dict[str, str]:
+    """What stands at every dotted name of a network."""
+    found = {
+        "parameter": module.named_parameters(remove_duplicate=False),
+        "buffer": module.named_buffers(remove_duplicate=False),
+        "module": module.named_modules(remove_duplicate=False),
+    }
+    return {name: kind for kind, held in found.items() for name, _ in held}
 
 
 def _positions(traced: TracedModel, call: Node, batch_size: int) -> tuple[float, float]:

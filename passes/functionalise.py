@@ -80,12 +80,14 @@ def _twin(node: Node) -> OpOverload | None:
 
 def _is_private(node: Node, written: Node) -> bool:
     """Whether ``written`` is a tensor of its own, and no other name for it is made before ``node``."""
-    return _is_new(written) and all(_is_new(reader) for reader in written.users if reader < node)
+    return is_new(written) and all(is_new(reader) for reader in written.users if reader < node)
 
 
-def _is_new(node: Node) -> bool:
-    """Whether a node returns memory that no other node has."""
-    if node.op != "call_function" or not isinstance(node.target, OpOverload) or node.target._schema.is_mutable:
+def is_new(node: Node) -> bool:
+    """Whether a node is known to return memory that no other node has."""
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
+        return False
+    if any(returned.alias_info is not None for returned in node.target._schema.returns):  # what it writes into, a view
         return False
     return node.target in _NEW or _is_elementwise(node.target)
 

@@ -76,7 +76,8 @@ class LatencyModel:
         Args:
             quantities: Of the dense network.
             alive: Living channels of the ``P`` networks, the dense one first.
-            nodes: What was measured of each node; in each network their times add up to its latency.
+            nodes: What was measured of each node; in each network their times add up to its latency. None at all: a
+                network that takes no time.
         """
         shares = np.stack([quantities.shares(each) for each in alive])
         return cls._fitted(quantities, shares, nodes)
@@ -85,7 +86,7 @@ class LatencyModel:
     def _fitted(cls, quantities: Quantities, shares: Floats, nodes: Sequence[NodeSamples]) -> LatencyModel:
         weights = np.zeros((len(nodes), *shares.shape[1:]))
         strange = 0.0
-        weight = np.maximum(_latencies(nodes), 1e-9)  # errors count relative to the network
+        weight = np.maximum(_latencies(nodes, len(shares)), 1e-9)  # errors count relative to the network
         for position, node in enumerate(nodes):
             features, known = _features(node, shares)
             strange += 0.0 if known else float(node.milliseconds[0])
@@ -108,11 +109,13 @@ class LatencyModel:
     def cross_validate(cls, quantities: Quantities, alive: Sequence[Alive], nodes: Sequence[NodeSamples]) -> Floats:
         """Leave each of the networks but the dense one out, fit to the others, and predict it.
 
-        Returns: Predicted over measured latency, minus 1, ``(P,)``; 0 for the dense network.
+        Returns: Predicted over measured latency, minus 1, ``(P,)``; 0 for the dense network, and without any node.
         """
         shares = np.stack([quantities.shares(each) for each in alive])
-        total = _latencies(nodes)
+        total = _latencies(nodes, len(alive))
         errors = np.zeros(len(alive))
+        if not nodes:
+            return errors
         for left_out in range(1, len(alive)):
             rest = np.flatnonzero(np.arange(len(alive)) != left_out)
             others = [
@@ -123,9 +126,9 @@ class LatencyModel:
         return errors
 
 
-def _latencies(nodes: Sequence[NodeSamples]) -> Floats:
+def _latencies(nodes: Sequence[NodeSamples], networks: int) -> Floats:
     """Latency of every network, ``(P,)``, the sum over its nodes."""
-    total: Floats = np.sum([node.milliseconds for node in nodes], axis=0)
+    total: Floats = np.sum([np.zeros(networks), *(node.milliseconds for node in nodes)], axis=0)
     return total
 
 

@@ -52,6 +52,14 @@ class Loop:
         self.epoch, self.history = 0, list[EpochRecord]()
         self.networks = [network for network in (self.module, self.teacher) if network is not None]
         self.homes = [home_of(network) for network in self.networks]
+        try:
+            self._begin(module, settings)
+        except BaseException:
+            self.release()
+            raise
+
+    def _begin(self, module: nn.Module, settings: TrainSettings) -> None:
+        """Move the networks to the device, and make what the training needs there."""
         for network in self.networks:
             network.to(self.device).eval()
         self.optimizer = _optimizer(module, settings, self.supplement.undecayed)

@@ -15,12 +15,13 @@ from curlfx.errors import ConfigError
 from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel, TracedModule
 from curlfx.passes.contract_linear import ContractLinear, blocks, product
-from curlfx.passes.expand_linear import Compute, Expanded, ExpandLinear
+from curlfx.passes.expand_linear import Compute, Expanded, ExpandLinear, bare
 from curlfx.passes.factors import INITIALISATIONS, Factors, Initialisation, factorise
 from curlfx.passes.linear_layers import weight_of
 from curlfx.progress import Progress
 from curlfx.recovery.batches import Loader, batches, seeded
 from curlfx.recovery.fit import FitResult, fit
+from curlfx.recovery.hardware import home_of
 from curlfx.recovery.settings import TrainSettings
 from curlfx.recovery.similarity import similarities, similarity_loss
 from curlfx.recovery.supplement import Supplement
@@ -67,6 +68,8 @@ class Overparam:
     merge_every: int = 0
 
     def __post_init__(self) -> None:
+        if fault := bare(self.layers):
+            raise ConfigError(f"overparam: {fault}")
         for name, least in _LEAST.items():
             if not least <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"overparam: {name} = {getattr(self, name)}: want {least} or more")
@@ -83,6 +86,21 @@ class Overparam:
         """The pass that enlarges."""
         train = self.train
         return ExpandLinear(self.rate, self.layers, self.init, self.compute, train.batch_size, train.seed)
+
+    def enlarged(self, network: TracedModel) -> list[str]:
+        """Names of the nodes of the layers that are enlarged.
+
+        Raises: UsageError for names of layers that the network does not have, or that cannot be enlarged; ConfigError
+            where there is nothing to enlarge.
+        """
+        expansion = self.expansion
+        expansion.requires(network)
+        names = [call.name for weight in expansion.chosen(network) for call in weight.calls]
+        if not names:
+            raise ConfigError(
+                "overparam: the network has no convolution or linear layer but the last; name some as layers"
+            )
+        return names
 
     @property
     def described(self) -> dict[str, Any]:
@@ -112,13 +130,10 @@ def fit_expanded(
     Raises: as `fit`; ConfigError when the dense network is missing or another one, or nothing can be enlarged;
         VerificationError when the contracted network does not compute what the enlarged one does.
     """
-    expansion = settings.expansion
-    names = [call.name for weight in expansion.chosen(student) for call in weight.calls]
-    if not names:
-        raise ConfigError("overparam: the network has no convolution or linear layer but the last; name some as layers")
+    names = settings.enlarged(student)
     if settings.similarity and teacher is None:
         raise ConfigError(f"overparam: similarity = {settings.similarity:g} needs the dense network; give a teacher")
-    expanded = expansion(student)
+    expanded = settings.expansion(student)
     module, judge = expanded.module, None if teacher is None else teacher.module
     if settings.similarity and teacher is not None:
         taps = _common(student, teacher, names)
@@ -190,11 +205,11 @@ def _common(student: TracedModel, teacher: TracedModel, names: Sequence[str]) ->
 
 
 def as_traced(network: nn.Module | TracedModel, loader: Loader) -> TracedModel:
-    """A network as a graph; traced with images of the loader where it is none yet, and then a copy."""
+    """A network as a graph, examples on its device; traced with images of the loader where it is none yet: a copy."""
     if isinstance(network, TracedModel):
         return network
     with seeded(0, 0, torch.device("cpu")):
-        images = next(iter(batches(loader, 0)))[0]
+        images = next(iter(batches(loader, 0)))[0].to(home_of(network))
     if not isinstance(network, TracedModule):
         return trace(network, (images[:2],))
     asked = next(node for node in network.graph.nodes if node.op == "placeholder").meta["val"]

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
 from curlfx.graph.shapes import shape_of
 from curlfx.graph.traced import TracedModel, TracedModule
+from curlfx.passes.functionalise import is_new
 
 
 def tapped(traced: TracedModel, names: Sequence[str]) -> TracedModule:
     """The network with output ``(output, [values of the nodes called names])``; it holds the same parameters.
 
+    The values are those that the nodes return: what an operator like ``relu_`` writes into later is copied before.
+
     Raises: KeyError for a name that no node has.
     """
     clone = traced.clone()
     graph, nodes = clone.graph, {node.name: node for node in clone.graph.nodes}
-    last, taps = graph.output_node(), [nodes[name] for name in names]
+    last, taps = graph.output_node(), [_kept(graph, nodes[name]) for name in names]
     found = last.args[0]
     info = getattr(graph._codegen, "pytree_info", None)
     if info is None or info.out_spec is None:
@@ -31,6 +37,32 @@ def tapped(traced: TracedModel, names: Sequence[str]) -> TracedModule:
         last.args = ((*flat, *taps),)
     clone.recompile()
     return clone.module
+
+
+def _kept(graph: Graph, node: Node) -> Node:
+    """The node, or a copy of its value where that may be written into before the network returns."""
+    if not _may_change(graph, node):
+        return node
+    with graph.inserting_after(node):
+        return graph.call_function(torch.ops.aten.clone.default, (node,))
+
+
+def _may_change(graph: Graph, node: Node) -> bool:
+    """Whether any operator writes into its input and that may be the memory of a node's value."""
+    if not is_new(node):
+        return any(_writes(other) for other in graph.nodes)
+    seen, ahead = {node}, [node]
+    while ahead:
+        readers = [reader for reader in ahead.pop().users if reader not in seen and not is_new(reader)]
+        if any(_writes(reader) for reader in readers):
+            return True
+        seen.update(readers)
+        ahead.extend(readers)
+    return False
+
+
+def _writes(node: Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def per_image(traced: TracedModel, name: str) -> bool:

@@ -77,10 +77,14 @@ def examine(config: RunConfig, subject: Subject) -> None:
     """Trace, couple and plan with random scores, so that a job that cannot end well is refused before any training.
 
     Whether a latency can be reached only a measurement tells, later.
-    Raises: TraceError; KeepError for names in ``ignored_layers`` that match nothing; TargetError for a target out of
-        range for this network; BudgetError for one that it cannot reach whatever the scores.
+    Raises: TraceError; KeepError for names in ``ignored_layers`` that match nothing; UsageError for such names in
+        ``recovery.overparam.layers``; TargetError for a target out of range for this network; BudgetError for one that
+        it cannot reach whatever the scores.
     """
     traced = subject.trace()
+    enlarged = config.recovery.overparam.of(seed=config.seed, device=config.device)
+    if enlarged.train.epochs:
+        enlarged.enlarged(traced)
     coupling = couple(traced, frozen=config.ignored_layers)
     target = config.target.as_mapping()
     if config.gradual.interval != 0:

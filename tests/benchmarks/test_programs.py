@@ -150,7 +150,7 @@ def test_accuracy_measures_once(tmp_path):
     for row in rows:
         assert 0.4 < row["macs_ratio"] <= 0.6
         assert ("accuracy_absorbed_exact" in row) == (not row["arm"].startswith("tp-"))
-    assert (tmp_path / "dense-curlfx-digits-1.safetensors").exists()
+    assert (tmp_path / "dense-curlfx-digits-digits-epochs1-images60.safetensors").exists()
     assert (tmp_path / "table.md").read_text(encoding="utf-8") == first.stdout[:-1]
     second = start("accuracy.py", *options)
     assert second.stdout == first.stdout

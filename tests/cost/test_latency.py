@@ -150,3 +150,13 @@ def test_nodes_that_do_not_depend_on_channels_are_constant(subject: Subject) -> 
     model = LatencyModel.fit(Quantities.of(traced, coupling), alive, [node])
     assert model.unexplained == 0
     assert [model.predict(each) for each in unseen(coupling)] == pytest.approx([0.3] * 12)
+
+
+def test_no_node_takes_no_time(subject: Subject) -> None:
+    traced, coupling, alive = subject
+    quantities = Quantities.of(traced, coupling)
+    model = LatencyModel.fit(quantities, alive, [])
+    assert (model.unexplained, model.names, model.node_ms(alive[0])) == (0, (), {})
+    assert [model.predict(each) for each in alive] == [0] * len(alive)
+    assert CostModel(traced, coupling, latency=model).dense.latency_ms == 0
+    assert LatencyModel.cross_validate(quantities, alive, []).tolist() == [0] * len(alive)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from textwrap import dedent
 
@@ -269,8 +270,11 @@ def test_single_precision_and_half():
     traced = trace(randomise(Small()).eval(), x)
     expanded = ExpandLinear(layers=ALL)(traced)
     torch.testing.assert_close(expanded.module(x), traced.module(x), rtol=1e-5, atol=1e-5)
-    half = ExpandLinear(layers=ALL)(trace(randomise(Small()).eval(), x).to(torch.bfloat16))
-    assert {p.dtype for p in ContractLinear()(half).module.parameters()} == {torch.bfloat16}
+    half = ExpandLinear(layers=ALL)(copy.deepcopy(traced).to(torch.bfloat16))
+    contracted = ContractLinear()(half)
+    assert {p.dtype for p in contracted.module.parameters()} == {torch.bfloat16}
+    for network in (half, contracted):
+        torch.testing.assert_close(network.to(torch.float32).module(x), traced.module(x), rtol=5e-2, atol=5e-2)
 
 
 def test_a_training_step_keeps_modes_and_statistics():
@@ -335,6 +339,7 @@ def test_the_seed_decides():
         ({"init": "zeros"}, "init = 'zeros': want one of semi_orthogonal, pinv, noise_pad"),
         ({"compute": "both"}, "compute = 'both': want one of auto, weights, features"),
         ({"layers": ("covn",)}, "'covn' names no convolution or linear layer of the network; did you mean 'conv'"),
+        ({"layers": "conv"}, r"layers = 'conv': want a tuple of names, like \('conv',\)"),
         ({"layers": ("bn",)}, "'bn' names no convolution or linear layer"),
     ],
 )
@@ -342,6 +347,20 @@ def test_refuses(options, message):
     traced, _ = double(Small(), 3, 6, 6)
     with pytest.raises(UsageError, match=message):
         replace(ExpandLinear(), **options)(traced)
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer", "module"])
+def test_refuses_names_that_are_taken(kind):
+    model = Small().double()
+    traced, _ = double(model, 3, 6, 6)
+    add = {
+        "parameter": lambda: traced.add_parameter("conv.weight_A", torch.ones(1)),
+        "buffer": lambda: traced.add_buffer("conv.weight_A", torch.ones(1)),
+        "module": lambda: traced.add_buffer("conv.weight_A.mean", torch.ones(1)),
+    }
+    add[kind]()
+    with pytest.raises(UsageError, match=rf"'conv\.weight_A' is taken already, by a {kind}"):
+        ExpandLinear()(traced)
 
 
 def test_refuses_what_is_not_trained_and_a_second_time():
@@ -358,4 +377,25 @@ def test_weights_that_are_not_finite_are_found():
     expanded = ExpandLinear()(traced)
     expanded.parameter("conv.weight_A").data[0] = float("nan")
     with pytest.raises(VerificationError, match=r"contract-linear: outputs before and after differ by nan"):
+        ContractLinear()(expanded)
+
+
+class Heads(Small):
+    """Two outputs, each of a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.relu(self.bn(self.conv(x)))
+        return self.one(x), self.other(x)
+
+
+@pytest.mark.parametrize("head", ["one", "other"])
+def test_one_output_of_two_that_is_not_finite_is_found(head):
+    traced, _ = double(Heads(), 3, 6, 6)
+    expanded = ExpandLinear(layers=("one", "other"))(traced)
+    expanded.parameter(f"{head}.weight_A").data[0] = float("nan")
+    with pytest.raises(VerificationError, match=r"differ by nan"):
         ContractLinear()(expanded)

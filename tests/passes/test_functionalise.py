@@ -52,6 +52,15 @@ class OfInput(nn.Module):
         return functional.dropout(x, training=self.training).relu_() + x
 
 
+class Positive(nn.Module):
+    """An elementwise operator that returns its input."""
+
+    def forward(self, x):
+        y = x * 2
+        (+y).relu_()
+        return y
+
+
 class Types(nn.Module):
     """The sum stays in single precision."""
 
@@ -72,7 +81,7 @@ def mutations(traced) -> int:
 
 
 @pytest.mark.parametrize(
-    ("module", "left"), [(Readers, 0), (Chain, 0), (View, 1), (OfView, 1), (OfInput, 1), (Types, 1)]
+    ("module", "left"), [(Readers, 0), (Chain, 0), (View, 1), (OfView, 1), (Positive, 1), (OfInput, 1), (Types, 1)]
 )
 def test_the_function_stays(module, left):
     torch.manual_seed(0)

@@ -13,8 +13,9 @@ from torch import nn
 
 from curlfx.errors import CheckError, ConfigError, DataError, ModelError, OutputError, WeightsError
 from curlfx.graph import trace
-from curlfx.recovery import TrainSettings, evaluate, fit, recover
+from curlfx.recovery import TrainSettings, evaluate, fit, loop, recover
 from curlfx.recovery.checkpoint import Checkpoint
+from curlfx.recovery.supplement import Supplement
 
 
 class Clouds:
@@ -293,3 +294,23 @@ def test_no_epochs_change_nothing():
     module, untouched = network(), network()
     assert fit(module, Clouds(), TrainSettings(epochs=0)).history == ()
     assert same(module, untouched)
+
+
+@pytest.mark.parametrize("fault", ["optimizer", "supplement"])
+def test_what_was_moved_comes_back_when_nothing_can_begin(fault, monkeypatch):
+    """The device of the training is `meta` here, from which nothing comes back by itself."""
+
+    class Faulty(Supplement):
+        def start(self, optimizer):
+            raise RuntimeError("no start")
+
+    student, teacher = network(), network(1)
+    if fault == "optimizer":
+        student.requires_grad_(False)
+    moves = {id(student): [], id(teacher): []}
+    for one in (student, teacher):
+        monkeypatch.setattr(one, "to", lambda device, one=one: moves[id(one)].append(device.type) or one)
+    monkeypatch.setattr(loop, "choose_device", lambda _: torch.device("meta"))
+    with pytest.raises((RuntimeError, ModelError), match=r"no start|nothing to train"):
+        fit(student, Clouds(), QUICK, teacher=teacher, supplement=Faulty())
+    assert list(moves.values()) == [["meta", "cpu"]] * 2

@@ -14,8 +14,12 @@ from torch import Tensor, nn
 import curlfx
 from curlfx.errors import ConfigError
 from curlfx.graph import TracedModel, show, trace
+from curlfx.passes.expand_linear import ExpandLinear
+from curlfx.passes.functionalise import Functionalise
+from curlfx.passes.pipeline import run
 from curlfx.recovery import Overparam, Recipe, TrainSettings, evaluate, fit, fit_expanded, recover
 from curlfx.recovery.checkpoint import Checkpoint
+from curlfx.recovery.overparam import as_traced
 from curlfx.recovery.recipes import RECIPES, find_recipe
 from curlfx.recovery.similarity import similarities, similarity_loss
 from curlfx.recovery.taps import per_image, tapped
@@ -139,6 +143,53 @@ def test_taps_return_values_from_within(dense: TracedModel) -> None:
         tapped(dense, ["conv2d_9"])
 
 
+class Chain(nn.Module):
+    """No normalisation: activations write into the outputs of layers, as they are and through a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 3, stride=2, padding=1)
+        self.head = nn.Linear(4 * 16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.relu(self.first(x), inplace=True)
+        return self.head(nn.functional.relu(self.second(x).flatten(1), inplace=True))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("compute", ["weights", "features", None])
+def test_taps_return_values_from_before_activations_in_place(training: bool, compute: Any) -> None:
+    torch.manual_seed(0)
+    traced = trace(Chain(), torch.randn(SIZE))
+    network = traced if compute is None else ExpandLinear(compute=compute)(traced)
+    images, chain = torch.randn(5, *SIZE[1:]), Chain()
+    chain.load_state_dict(state(traced))
+    output, (first, second) = tapped(network, ["conv2d", "conv2d_1"]).train(training)(images)
+    torch.testing.assert_close(first, chain.first(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(second, chain.second(torch.relu(first)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output, chain(images), rtol=1e-4, atol=1e-5)
+    assert bool((first < 0).any() & (second < 0).any())
+    output.sum().backward()
+
+
+def test_nothing_is_copied_where_no_tap_is_written_into(dense: TracedModel) -> None:
+    assert "clone" not in tapped(dense, ["conv2d", "conv2d_1"]).code
+    normalised = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten())
+    assert "clone" not in tapped(trace(normalised, torch.randn(SIZE)), ["conv2d"]).code
+
+
+def test_activations_in_place_are_trained_as_others(dense: TracedModel) -> None:
+    """Bit by bit what the network with new tensors in their place becomes."""
+    torch.manual_seed(0)
+    one = trace(Chain(), torch.randn(SIZE))
+    other = run(one, [Functionalise()])[0]
+    teacher = trace(Chain(), torch.randn(SIZE))
+    assert "relu_" in show(one)
+    for network in (one, other):
+        fit_expanded(network, Clouds(), Overparam(replace(TRAIN, epochs=1)), teacher=teacher)
+    assert_same(state(one), state(other))
+
+
 def weights(path: Path, letter: str) -> list[Tensor]:
     return [tensor for name, tensor in Checkpoint.load(path).model.items() if name.endswith(f"weight_{letter}")]
 
@@ -221,6 +272,11 @@ def test_recover_takes_graphs_modules_and_narrowed_models(
         torch.testing.assert_close(tensor, state(slim)[name], rtol=1e-4, atol=1e-5)
 
 
+def test_examples_come_to_where_the_network_is(slim: TracedModel) -> None:
+    module = slim.module.to("meta")
+    assert [one.device.type for one in as_traced(module, Clouds()).example_inputs] == ["meta"]
+
+
 def test_recipes_by_name() -> None:
     alone, both = find_recipe("overparam"), find_recipe(["overparam", "curl"])
     assert (alone.overparam.train.epochs, alone.train.epochs, alone.refine.epochs) == (8, 0, 0)
@@ -237,6 +293,7 @@ def test_recipes_by_name() -> None:
     [
         ({"rate": 0}, "rate = 0: want 1 or more"),
         ({"similarity": -1.0}, "similarity = -1.0: want 0 or more"),
+        ({"layers": "conv"}, r"layers = 'conv': want a tuple of names, like \('conv',\)"),
         ({"init": "zero"}, "init = 'zero': want one of semi_orthogonal"),
         ({"decay": "none"}, "decay = 'none': want one of middle, all"),
         ({"train": replace(TRAIN, batch_size=1)}, "want batch_size of 2 or more, or similarity=0"),

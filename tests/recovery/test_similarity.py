@@ -46,11 +46,15 @@ def test_other_widths_and_sizes_but_not_other_batches() -> None:
 
 def test_never_in_half_precision() -> None:
     features = 300 * drawn(4, 64, 8, 8).float()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(similarities(features), similarities(features.clone()))
-        found = similarities(features)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, similarities(features))
+    flat = features.double().flatten(1)
+    wanted = torch.nn.functional.normalize(flat @ flat.mT, dim=1)
+    for kind in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=kind):
+            assert (flat.float() @ flat.float().mT).dtype == kind
+            found = similarities(features)
+        torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-6)
+    assert (features.half().flatten(1) @ features.half().flatten(1).mT).isinf().any()
+    torch.testing.assert_close(similarities(features.half()), wanted.float(), rtol=1e-3, atol=1e-3)
 
 
 def test_gradient_and_memory_layout() -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import onnx
 import pytest
 
+from curlfx.errors import UsageError
 from curlfx.progress import StepEvent
 from curlfx.recovery import RECIPES
 from curlfx.run.runner import RunResult, run
 from curlfx.run.settings import load_config, make_config
+from curlfx.run.subject import examine, load_subject
 
 RECOVERY: dict[str, Any] = {
     "recipe": ["overparam", "curl"],
@@ -100,3 +102,23 @@ def test_a_stage_of_ones_own_before_any_recipe() -> None:
     assert make_config(both.resolved()) == both
     recipe = both.recovery.of(seed=0, device="auto")
     assert (recipe.train, recipe.overparam) == (RECIPES["curl"].train, wanted)
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "message"),
+    [
+        ("residual", ("covn",), "'covn' names no convolution or linear layer of the network"),
+        ("residual", ("innner",), "did you mean 'inner'"),
+        ("all_frozen", (), "the network has no convolution or linear layer but the last"),
+    ],
+)
+def test_what_cannot_be_enlarged_is_refused_before_any_training(
+    tiny_job: dict[str, Any], model: str, layers: tuple[str, ...], message: str
+) -> None:
+    name = tiny_job["model"].replace("residual", model)
+    settings = {**tiny_job, "model": name, "target": {"macs": "100%"}}
+    refused = make_config({**settings, "recovery": {"recipe": "overparam", "overparam": {"layers": layers}}})
+    with pytest.raises(UsageError, match=message):
+        examine(refused, load_subject(refused))
+    unused = make_config({**settings, "recovery": {"overparam": {"layers": layers}}})
+    examine(unused, load_subject(unused))
