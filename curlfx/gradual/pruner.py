@@ -141,7 +141,8 @@ class GradualPruner:
             self.attach(each)
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Follow an optimiser: masks are applied after each of its steps, its memory is cut when the network shrinks.
+        """Follow an optimiser: masks are applied after each of its steps, to the network and to its memory, which is
+        cut when the network shrinks.
 
         Done once for each; a second time changes nothing.
         """
@@ -156,18 +157,26 @@ class GradualPruner:
         self._optimizers.clear()
 
     def after_optimizer_step(self) -> None:
-        """Make the weights of channels that are gone zero again; optimisers that are attached do this by themselves."""
+        """Make the weights of channels that are gone zero again, and what attached optimisers remember of them.
+
+        Attached optimisers do this by themselves.
+        """
         if self._masks is not None:
             self._masks.apply()
+            for optimizer in self._optimizers:
+                self._masks.forget(optimizer)
 
     def step(self, epoch: int) -> PruneStep | None:
         """Note that ``epoch`` (from 1) is trained, and take channels if a step is due; None where nothing goes.
 
-        Raises: UsageError when the epoch is not later than the one before; DataError, ModelError, PlanError as the
-            criterion does, the network unchanged.
+        Raises: UsageError when the epoch is not the next one, or when an optimiser that is not attached trains the
+            network; DataError, ModelError, PlanError as the criterion does, the network unchanged.
         """
-        if epoch <= self.epoch:
-            raise UsageError(f"step({epoch}) after step({self.epoch}): want one call after every epoch, counted from 1")
+        if epoch != self.epoch + 1:
+            raise UsageError(
+                f"step({epoch}) after step({self.epoch}): want one call after every epoch, counted from 1: "
+                f"step({self.epoch + 1})"
+            )
         number = self.schedule.number(epoch)
         found = None
         trained = self.cost.macs if self.physical else self._costs.dense.macs
@@ -285,6 +294,10 @@ class GradualPruner:
 
     def _prune(self, epoch: int, number: int) -> PruneStep:
         start = time.perf_counter()
+        if not self._optimizers and any(each.grad is not None for each in self.traced.module.parameters()):
+            raise UsageError(
+                "step: the network is trained by an optimiser that the pruner does not know; call attach(optimizer)"
+            )
         units = make_units(self.coupling, self._scores(epoch))
         bounds = self._bounds(number)
         removed = next_removed(
@@ -332,9 +345,7 @@ class GradualPruner:
                 self._left_coupling = couple(self.traced, frozen=self._frozen, rules=self.coupling.rules)
         else:
             self._masks.set(self.coupling.alive(keep))
-            self._masks.apply()
-            for optimizer in self._optimizers:
-                self._masks.forget(optimizer)
+            self.after_optimizer_step()
         self.keep = keep
         self._removed = self._gone(keep)
 

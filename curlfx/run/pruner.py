@@ -49,13 +49,24 @@ def make_pruner(
     data: list[tuple[Tensor, Tensor]] | None = None,
     coupling: Coupling | None = None,
 ) -> GradualPruner:
-    """The pruner that ``config`` asks for. Raises: as `curlfx.GradualPruner`, before anything is trained."""
+    """The pruner that ``config`` asks for.
+
+    Raises: as `curlfx.GradualPruner`, before anything is trained; ConfigError where a normalisation averages over
+        channels that may go: no dense network does then what the slim one does, so the two cannot be verified.
+    """
+    coupling = coupling or couple(traced, frozen=config.ignored_layers)
+    averaged = [group.id for group in coupling.groups if group.statistics_change]
+    if averaged:
+        raise ConfigError(
+            f"gradual: a normalisation averages over the channels of {', '.join(averaged)}; name them in "
+            "ignored_layers, or use curlfx.GradualPruner with physical=True in a loop of your own"
+        )
     return GradualPruner(
         traced,
         schedule_of(config),
         importance,
         data,
-        coupling=coupling or couple(traced, frozen=config.ignored_layers),
+        coupling=coupling,
         physical=config.gradual.physical,
         seed=config.seed,
     )

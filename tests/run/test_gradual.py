@@ -16,6 +16,7 @@ from curlfx.run.pruner import schedule_of
 from curlfx.run.recheck import recheck
 from curlfx.run.runner import RunResult, run
 from curlfx.run.settings import load_config, make_config
+from curlfx.run.subject import examine, load_subject
 
 PHYSICAL = {"gradual": {"interval": 1, "last": 3, "physical": True}, "importance": "taylor", "round_to": 1}
 
@@ -93,6 +94,17 @@ def test_refuses_before_it_trains(tiny_job: dict[str, Any], tmp_path: Path) -> N
     with pytest.raises(BudgetError, match=r"macs 1 % of dense cannot be reached"):
         run(settings(tiny_job, target={"macs": "1%"}, out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("physical", [False, True])
+def test_refuses_averages_over_what_goes(tiny_job: dict[str, Any], tmp_path: Path, physical: bool) -> None:
+    job = settings(tiny_job, model=tiny_job["model"].replace(":residual", ":normed"), out=tmp_path / "run")
+    job["gradual"] = {"interval": 1, "last": 3, "physical": physical}
+    with pytest.raises(ConfigError, match=r"averages over the channels of stem\.weight; name them in ignored_layers"):
+        run(job)
+    assert not (tmp_path / "run").exists()
+    config = make_config({**job, "ignored_layers": ["stem"]})
+    examine(config, load_subject(config))
 
 
 @pytest.mark.parametrize(
