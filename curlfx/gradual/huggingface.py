@@ -53,8 +53,8 @@ class GradualPruning(TrainerCallback):  # type: ignore[misc] # its class is know
             )
         if _finished(state) != self.pruner.epoch:
             raise UsageError(
-                f"the training goes on after epoch {state.epoch or 0:g}, the pruning after epoch {self.pruner.epoch}: call "
-                "load(folder) of this callback first"
+                f"the training goes on after epoch {state.epoch or 0:g}, the pruning after epoch {self.pruner.epoch}: "
+                "call load(folder) of this callback first"
             )
         if optimizer is not None:
             self.pruner.attach(getattr(optimizer, "optimizer", optimizer))  # accelerate wraps it

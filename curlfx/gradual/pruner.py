@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import JsonValue
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -226,7 +226,7 @@ class GradualPruner:
         }
         return SlimPlan(
             keep=self.keep,
-            target=dict(self.schedule.target),
+            target=dict(self.schedule.target or {}),
             importance=self.importance,
             allocation="global",
             floor=float(self.schedule.floor),
@@ -270,22 +270,26 @@ class GradualPruner:
         """
         if self.epoch:
             raise UsageError(f"load_state_dict after step({self.epoch}): want a pruner that has not begun")
-        settings = self._settings()
-        for name, now in settings.items():
-            was = state["settings"].get(name)
+        try:
+            made, keep = dict(state["settings"]), {group: tuple(kept) for group, kept in state["keep"].items()}
+            epoch, macs = int(state["epoch"]), [int(each) for each in state["epoch_macs"]]
+            history = [PruneStep(**step) for step in state["history"]]
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"not the state of a pruning ({reason}); want what state_dict() gave") from error
+        for name, now in self._settings().items():
+            was = made.get(name)
             if was != now:
                 raise ConfigError(
                     f"the checkpoint was made with {name}={was}, not {now}; use the same, or start afresh"
                 )
-        keep = {group: tuple(kept) for group, kept in state["keep"].items()}
         if keep:
             with self._evaluating():
                 self._apply(keep)
-        self.epoch, self.epoch_macs = int(state["epoch"]), list(state["epoch_macs"])
-        self.history = [PruneStep(**step) for step in state["history"]]
+        self.epoch, self.epoch_macs, self.history = epoch, macs, history
 
     def _settings(self) -> dict[str, Any]:
-        return self.schedule.as_dict() | {
+        return asdict(self.schedule) | {
             "importance": self.importance,
             "physical": self.physical,
             "seed": self.seed,
@@ -341,8 +345,10 @@ class GradualPruner:
         if self._masks is None:
             left = self._relative(keep)
             if left:
-                shrink(self.traced, self._left_coupling, left, tuple(self._optimizers))
-                self._left_coupling = couple(self.traced, frozen=self._frozen, rules=self.coupling.rules)
+                slim, _ = run(self.traced, [Slim(self._left_coupling, left)], own_weights=False)
+                coupling = couple(slim, frozen=self._frozen, rules=self.coupling.rules)
+                shrink(self.traced, slim, self._left_coupling, left, tuple(self._optimizers))
+                self._left_coupling = coupling
         else:
             self._masks.set(self.coupling.alive(keep))
             self.after_optimizer_step()
@@ -423,12 +429,12 @@ class _Dense:
     Attributes:
         shapes: Shape of every tensor of the state dict.
         labels: Cell numbers of those that have channels.
-        tables: Values of those that are whole numbers and have channels.
+        buffers: Values of those that are no parameters.
     """
 
     shapes: dict[str, tuple[int, ...]]
     labels: dict[str, tuple[Ints, ...]]
-    tables: dict[str, Tensor]
+    buffers: dict[str, Tensor]
 
     @classmethod
     def of(cls, traced: TracedModel, coupling: Coupling) -> _Dense:
@@ -436,18 +442,23 @@ class _Dense:
         known = {id(traced.parameter(name)): coupling.parameter_labels(name) for name in names}
         state = traced.module.state_dict(keep_vars=True)
         labels = {name: arrays for name, tensor in state.items() if (arrays := known.get(id(tensor)))}
-        tables = {name: state[name].clone() for name in labels if not state[name].is_floating_point()}
-        return cls({name: tuple(tensor.shape) for name, tensor in state.items()}, labels, tables)
+        buffers = {name: state[name].clone() for name in labels if not isinstance(state[name], nn.Parameter)}
+        return cls({name: tuple(tensor.shape) for name, tensor in state.items()}, labels, buffers)
 
     def filled(self, state: Mapping[str, Tensor], cells: Bools) -> dict[str, Tensor]:
-        """The dense state that does what a slim one does."""
+        """The dense state that does what a slim one does.
+
+        What is gone is zero in parameters and as it was in buffers. Whole numbers say which channels are read: those
+        of the dense network are.
+        """
         result = {}
         for name, shape in self.shapes.items():
-            if name in self.tables:
-                result[name] = self.tables[name].clone()
-            elif name in self.labels:
-                fill = 1.0 if name.endswith("running_var") else 0.0
-                result[name] = widened(state[name], shape, self.labels[name], cells, fill)
+            tensor, dense = state[name].detach(), self.buffers.get(name)
+            if name not in self.labels:
+                result[name] = tensor.clone()
+            elif dense is not None and not dense.is_floating_point():
+                result[name] = dense.clone()
             else:
-                result[name] = state[name].detach().clone()
+                wide = torch.zeros(shape, dtype=tensor.dtype) if dense is None else dense.to(tensor.dtype)
+                result[name] = widened(tensor, wide, self.labels[name], cells)
         return result

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adafactor, AdamW, Optimizer
 
+import curlfx.gradual.pruner
 from curlfx.coupling import couple
-from curlfx.errors import BudgetError, ConfigError, TargetError, UsageError
+from curlfx.errors import BudgetError, ConfigError, PlanError, TargetError, UsageError
 from curlfx.gradual import GradualPruner, Schedule
 from curlfx.gradual.mask import difference
 from curlfx.graph import TracedModel, show
@@ -261,3 +262,40 @@ def test_a_checkpoint_of_other_settings() -> None:
     state = GradualPruner(make(), Schedule(2, 4, amount=2), "random").state_dict()
     with pytest.raises(ConfigError, match="amount=2, not 3"):
         GradualPruner(make(), Schedule(2, 4, amount=3), "random").load_state_dict(state)
+    fresh = GradualPruner(make(), Schedule(2, 4, amount=2), "random")
+    for damaged in ({}, {**state, "keep": None}, {**state, "history": [{"epoch": 1}]}):
+        with pytest.raises(ConfigError, match="not the state of a pruning"):
+            fresh.load_state_dict(damaged)
+
+
+def test_buffers_of_what_is_gone_stay_as_they_were() -> None:
+    traced = make()
+    before = {name: tensor.clone() for name, tensor in traced.module.state_dict().items() if "running" in name}
+    pruner = GradualPruner(traced, Schedule(1, 1, amount=9), "magnitude", physical=True)
+    pruner.step(1)
+    after = pruner.dense_state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_step_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = make()
+    optimizer = SGD(traced.module.parameters(), 0.05)
+    pruner = GradualPruner(traced, Schedule(1, 2, amount=3), "magnitude", physical=True, optimizer=optimizer)
+
+    def failing(*_: object, **__: object) -> None:
+        raise PlanError("no coupling today")
+
+    before = show(traced)
+    with monkeypatch.context() as patched:
+        patched.setattr(curlfx.gradual.pruner, "couple", failing)
+        with pytest.raises(PlanError, match="no coupling today"):
+            pruner.step(1)
+    assert show(traced) == before
+    trained = zip(optimizer.param_groups[0]["params"], traced.module.parameters(), strict=True)
+    assert all(one is other for one, other in trained)
+    assert pruner.step(1) is not None
+
+
+def test_outputs_of_other_shapes_differ() -> None:
+    assert difference(torch.ones(2, 3), torch.ones(1, 3)) == float("inf")
+    assert difference(torch.ones(2), torch.tensor([1.0, 0.5])) == 0.5
