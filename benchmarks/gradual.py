@@ -19,14 +19,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import torch
 from records import Lines, Row, collect, spread
 from tables import fixed, markdown, percent
-from torch import Tensor
 
+from curlfx.cost import CostModel
 from curlfx.coupling import couple
 from curlfx.files import discard
 from curlfx.gradual import GradualPruner, PruneStep, Pruning, Schedule
@@ -35,8 +34,8 @@ from curlfx.graph import TracedModel, trace
 from curlfx.importance import check_criterion, score
 from curlfx.planning import plan, slim
 from curlfx.recovery import FitResult, TrainSettings, evaluate, fit
-from curlfx.recovery.batches import batches
 from curlfx.recovery.hardware import choose_device
+from curlfx.run.subject import scoring_batches
 from curlfx.sources import input_shape, load_data, load_model
 from curlfx.sources.images import balanced
 
@@ -103,10 +102,9 @@ class Bench:
         model = load_model(self.arguments.model, num_classes=self.data.num_classes)
         return trace(model.eval(), (self.data.proxy(2),))
 
-    def proxy(self, seed: int) -> list[tuple[Tensor, Tensor]]:
-        """Labelled training images that criteria look at, as in evaluation."""
-        loader = self.data.loader("train", 64, seed=seed, shuffle=True)
-        return list(islice(batches(loader, 0), -(-self.arguments.proxy // 64)))
+    def proxy(self, seed: int) -> Sequence[object]:
+        """Training images that the criterion looks at, with their classes where it asks for them."""
+        return scoring_batches(self.data, self.arguments.proxy, seed, self.arguments.importance)
 
     def fit(self, network: TracedModel, arm: str, seed: int, path: Path, **changed: float) -> FitResult:
         """Train for all epochs, or as ``changed`` says."""
@@ -118,7 +116,7 @@ class Bench:
         path = checkpoint(self.arguments.record, row)
         path.parent.mkdir(parents=True, exist_ok=True)
         dense = self.dense(seed)
-        cost = GradualPruner(dense, Schedule(1, 1, amount=1), "magnitude", physical=True).dense_cost
+        cost = CostModel(dense, couple(dense)).dense
         if arm == "dense":
             found = self.fit(dense, arm, seed, path)
             whole = BACKWARD * self.images * self.arguments.epochs * cost.macs

@@ -29,8 +29,7 @@ def train(
     from curlfx.run.settings import load_config
 
     file, overrides = split_arguments(job or [])
-    resumed = any(override.startswith("resume=") for override in overrides)
-    config = load_config(file, overrides, {} if resumed else DEFAULTS)
-    if not resumed and config.gradual.interval == 0:
+    config = load_config(file, overrides, DEFAULTS)
+    if config.resume is None and config.gradual.interval == 0:
         raise ConfigError("gradual.interval = 0 prunes after the training: want 'auto' or a number, or curlfx run")
     run_and_show(config)

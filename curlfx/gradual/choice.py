@@ -32,7 +32,8 @@ def next_removed(
     """Units of each group that are gone after this step, ``(G,)``, never fewer than before.
 
     All groups stand in one row, lowest score first; the fewest go that make ``met`` true, but no more than have
-    ``channels`` channels between them (one unit at least), where that is given.
+    ``channels`` channels between them, where that is given; or, where rounding leaves nothing of those, the fewest of
+    which something is left.
 
     Args:
         units: Of the dense network; what is gone comes first in every group.
@@ -54,6 +55,8 @@ def next_removed(
     low, high = 0, row.size
     if channels is not None:
         high = min(high, max(1, int((np.cumsum(units.blocks[row]) <= channels).sum())))
+        while high < row.size and (after(high) == gone).all():
+            high += 1
     if not met(after(high)):
         return after(high)
     while low < high:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,28 @@ class GradualPruning(TrainerCallback):  # type: ignore[misc] # its class is know
         self.pruner.load_state_dict(state)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:  # noqa: ARG002
-        """Follow the optimiser. Raises: UsageError when a training resumes of whose pruning nothing is known."""
-        if round(state.epoch or 0) != self.pruner.epoch:
+        """Follow the optimiser.
+
+        Raises: UsageError when a training resumes of whose pruning nothing is known, or would end with other weights
+            than those that were pruned last.
+        """
+        if args.load_best_model_at_end:
             raise UsageError(
-                f"the training goes on after epoch {state.epoch:g}, the pruning after epoch {self.pruner.epoch}: call "
-                "load(folder) of this callback first"
+                "load_best_model_at_end=True may bring back weights from before a step, with channels that are gone by "
+                "the end: want False"
+            )
+        if _finished(state) != self.pruner.epoch:
+            raise UsageError(
+                f"the training goes on after epoch {state.epoch or 0:g}, the pruning after epoch {self.pruner.epoch}: "
+                "call load(folder) of this callback first"
             )
         if optimizer is not None:
             self.pruner.attach(getattr(optimizer, "optimizer", optimizer))  # accelerate wraps it
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Step."""
-        self.pruner.step(round(state.epoch))
+        """Step, unless the training stopped within the epoch."""
+        if _finished(state) > self.pruner.epoch:
+            self.pruner.step(_finished(state))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Leave the pruner's state beside the checkpoint."""
@@ -61,3 +72,8 @@ class GradualPruning(TrainerCallback):  # type: ignore[misc] # its class is know
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Let go of the optimiser."""
         self.pruner.detach()
+
+
+def _finished(state: Any) -> int:
+    """Whole epochs of a training; the Trainer counts them in fractions that may be off by round-off."""
+    return math.floor((state.epoch or 0) + 1e-6)

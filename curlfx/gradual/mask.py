@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -112,10 +113,15 @@ def check_maskable(traced: TracedModel, coupling: Coupling) -> None:
 
 
 def difference(wanted: object, found: object) -> float:
-    """Largest difference of two outputs, as a share of the largest wanted one; NaN where one of them is no number."""
+    """Largest difference of two outputs, as a share of the largest wanted one; infinite for other shapes.
+
+    NaN where one of them is no number.
+    """
     worst: Values = np.zeros(1)
     for one, other in zip(pytree.tree_leaves(wanted), pytree.tree_leaves(found), strict=True):
         if isinstance(one, Tensor) and one.is_floating_point() and one.numel():
+            if not isinstance(other, Tensor) or one.shape != other.shape:
+                return math.inf
             largest = float((one - other).abs().max()) / max(float(one.abs().max()), 1e-300)
             worst = np.append(worst, largest)
     return float(worst.max())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import JsonValue
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -141,7 +141,8 @@ class GradualPruner:
             self.attach(each)
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Follow an optimiser: masks are applied after each of its steps, its memory is cut when the network shrinks.
+        """Follow an optimiser: masks are applied after each of its steps, to the network and to its memory, which is
+        cut when the network shrinks.
 
         Done once for each; a second time changes nothing.
         """
@@ -156,18 +157,26 @@ class GradualPruner:
         self._optimizers.clear()
 
     def after_optimizer_step(self) -> None:
-        """Make the weights of channels that are gone zero again; optimisers that are attached do this by themselves."""
+        """Make the weights of channels that are gone zero again, and what attached optimisers remember of them.
+
+        Attached optimisers do this by themselves.
+        """
         if self._masks is not None:
             self._masks.apply()
+            for optimizer in self._optimizers:
+                self._masks.forget(optimizer)
 
     def step(self, epoch: int) -> PruneStep | None:
         """Note that ``epoch`` (from 1) is trained, and take channels if a step is due; None where nothing goes.
 
-        Raises: UsageError when the epoch is not later than the one before; DataError, ModelError, PlanError as the
-            criterion does, the network unchanged.
+        Raises: UsageError when the epoch is not the next one, or when an optimiser that is not attached trains the
+            network; DataError, ModelError, PlanError as the criterion does, the network unchanged.
         """
-        if epoch <= self.epoch:
-            raise UsageError(f"step({epoch}) after step({self.epoch}): want one call after every epoch, counted from 1")
+        if epoch != self.epoch + 1:
+            raise UsageError(
+                f"step({epoch}) after step({self.epoch}): want one call after every epoch, counted from 1: "
+                f"step({self.epoch + 1})"
+            )
         number = self.schedule.number(epoch)
         found = None
         trained = self.cost.macs if self.physical else self._costs.dense.macs
@@ -217,7 +226,7 @@ class GradualPruner:
         }
         return SlimPlan(
             keep=self.keep,
-            target=dict(self.schedule.target),
+            target=dict(self.schedule.target or {}),
             importance=self.importance,
             allocation="global",
             floor=float(self.schedule.floor),
@@ -261,22 +270,26 @@ class GradualPruner:
         """
         if self.epoch:
             raise UsageError(f"load_state_dict after step({self.epoch}): want a pruner that has not begun")
-        settings = self._settings()
-        for name, now in settings.items():
-            was = state["settings"].get(name)
+        try:
+            made, keep = dict(state["settings"]), {group: tuple(kept) for group, kept in state["keep"].items()}
+            epoch, macs = int(state["epoch"]), [int(each) for each in state["epoch_macs"]]
+            history = [PruneStep(**step) for step in state["history"]]
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"not the state of a pruning ({reason}); want what state_dict() gave") from error
+        for name, now in self._settings().items():
+            was = made.get(name)
             if was != now:
                 raise ConfigError(
                     f"the checkpoint was made with {name}={was}, not {now}; use the same, or start afresh"
                 )
-        keep = {group: tuple(kept) for group, kept in state["keep"].items()}
         if keep:
             with self._evaluating():
                 self._apply(keep)
-        self.epoch, self.epoch_macs = int(state["epoch"]), list(state["epoch_macs"])
-        self.history = [PruneStep(**step) for step in state["history"]]
+        self.epoch, self.epoch_macs, self.history = epoch, macs, history
 
     def _settings(self) -> dict[str, Any]:
-        return self.schedule.as_dict() | {
+        return asdict(self.schedule) | {
             "importance": self.importance,
             "physical": self.physical,
             "seed": self.seed,
@@ -285,6 +298,10 @@ class GradualPruner:
 
     def _prune(self, epoch: int, number: int) -> PruneStep:
         start = time.perf_counter()
+        if not self._optimizers and any(each.grad is not None for each in self.traced.module.parameters()):
+            raise UsageError(
+                "step: the network is trained by an optimiser that the pruner does not know; call attach(optimizer)"
+            )
         units = make_units(self.coupling, self._scores(epoch))
         bounds = self._bounds(number)
         removed = next_removed(
@@ -328,13 +345,13 @@ class GradualPruner:
         if self._masks is None:
             left = self._relative(keep)
             if left:
-                shrink(self.traced, self._left_coupling, left, tuple(self._optimizers))
-                self._left_coupling = couple(self.traced, frozen=self._frozen, rules=self.coupling.rules)
+                slim, _ = run(self.traced, [Slim(self._left_coupling, left)], own_weights=False)
+                coupling = couple(slim, frozen=self._frozen, rules=self.coupling.rules)
+                shrink(self.traced, slim, self._left_coupling, left, tuple(self._optimizers))
+                self._left_coupling = coupling
         else:
             self._masks.set(self.coupling.alive(keep))
-            self._masks.apply()
-            for optimizer in self._optimizers:
-                self._masks.forget(optimizer)
+            self.after_optimizer_step()
         self.keep = keep
         self._removed = self._gone(keep)
 
@@ -412,12 +429,12 @@ class _Dense:
     Attributes:
         shapes: Shape of every tensor of the state dict.
         labels: Cell numbers of those that have channels.
-        tables: Values of those that are whole numbers and have channels.
+        buffers: Values of those that are no parameters.
     """
 
     shapes: dict[str, tuple[int, ...]]
     labels: dict[str, tuple[Ints, ...]]
-    tables: dict[str, Tensor]
+    buffers: dict[str, Tensor]
 
     @classmethod
     def of(cls, traced: TracedModel, coupling: Coupling) -> _Dense:
@@ -425,18 +442,23 @@ class _Dense:
         known = {id(traced.parameter(name)): coupling.parameter_labels(name) for name in names}
         state = traced.module.state_dict(keep_vars=True)
         labels = {name: arrays for name, tensor in state.items() if (arrays := known.get(id(tensor)))}
-        tables = {name: state[name].clone() for name in labels if not state[name].is_floating_point()}
-        return cls({name: tuple(tensor.shape) for name, tensor in state.items()}, labels, tables)
+        buffers = {name: state[name].clone() for name in labels if not isinstance(state[name], nn.Parameter)}
+        return cls({name: tuple(tensor.shape) for name, tensor in state.items()}, labels, buffers)
 
     def filled(self, state: Mapping[str, Tensor], cells: Bools) -> dict[str, Tensor]:
-        """The dense state that does what a slim one does."""
+        """The dense state that does what a slim one does.
+
+        What is gone is zero in parameters and as it was in buffers. Whole numbers say which channels are read: those
+        of the dense network are.
+        """
         result = {}
         for name, shape in self.shapes.items():
-            if name in self.tables:
-                result[name] = self.tables[name].clone()
-            elif name in self.labels:
-                fill = 1.0 if name.endswith("running_var") else 0.0
-                result[name] = widened(state[name], shape, self.labels[name], cells, fill)
+            tensor, dense = state[name].detach(), self.buffers.get(name)
+            if name not in self.labels:
+                result[name] = tensor.clone()
+            elif dense is not None and not dense.is_floating_point():
+                result[name] = dense.clone()
             else:
-                result[name] = state[name].detach().clone()
+                wide = torch.zeros(shape, dtype=tensor.dtype) if dense is None else dense.to(tensor.dtype)
+                result[name] = widened(tensor, wide, self.labels[name], cells)
         return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from numbers import Real
 
 from curlfx.errors import ConfigError
 from curlfx.planning.target import Amount
@@ -33,7 +33,7 @@ class Schedule:
     interval: int
     last: int
     amount: Amount | None = None
-    target: Mapping[str, Amount] = field(default_factory=dict)
+    target: Mapping[str, Amount] | None = field(default_factory=dict)
     floor: float = 0.1
     round_to: int = 1
 
@@ -44,8 +44,11 @@ class Schedule:
             raise ConfigError(f"last = {self.last!r}: want at least interval = {self.interval}; nothing would ever go")
         if not _whole(self.round_to) or self.round_to < 1:
             raise ConfigError(f"round_to = {self.round_to!r}: want a whole number, at least 1")
-        if isinstance(self.floor, bool) or not 0 <= self.floor < 1:
+        if not _number(self.floor) or not 0 <= self.floor < 1:
             raise ConfigError(f"floor = {self.floor!r}: want a share in [0, 1)")
+        if not _bounds(self.target):
+            raise ConfigError(f"target = {self.target!r}: want upper bounds by name, like {{'macs': '50%'}}")
+        object.__setattr__(self, "target", dict(self.target or {}))
         if self.amount is None and not self.target:
             raise ConfigError("a schedule wants an amount per step, a target like {'macs': '50%'}, or both")
         if self.amount is not None:
@@ -80,17 +83,14 @@ class Schedule:
             raise ConfigError(f"amount = {amount!r}: {wanted}")
         return max(1, round(share * total))
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields in plain types, as a checkpoint keeps them."""
-        return {
-            "interval": self.interval,
-            "last": self.last,
-            "amount": self.amount,
-            "target": dict(self.target),
-            "floor": self.floor,
-            "round_to": self.round_to,
-        }
-
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _bounds(value: object) -> bool:
+    return isinstance(value, Mapping | None)

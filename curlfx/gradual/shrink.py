@@ -13,21 +13,24 @@ from curlfx.errors import InvariantError, UsageError
 from curlfx.gradual.mask import labelled_parameters, surviving
 from curlfx.graph.traced import TracedModel
 from curlfx.labels.compact import Bools, Ints, compact
-from curlfx.passes.pipeline import run
-from curlfx.passes.slim import Slim
 
 
 def shrink(
-    traced: TracedModel, coupling: Coupling, keep: Mapping[str, Sequence[int]], optimizers: Sequence[Optimizer]
+    traced: TracedModel,
+    slim: TracedModel,
+    coupling: Coupling,
+    keep: Mapping[str, Sequence[int]],
+    optimizers: Sequence[Optimizer],
 ) -> None:
-    """Slim ``traced`` in place; its module stays the same object, its narrower parameters are new ones.
+    """Make ``traced`` what ``slim`` is; its module stays the same object, its narrower parameters are new ones.
 
     In every optimiser the new parameters stand where the old ones stood, and each of their state tensors (momentum,
     moments) is cut as the parameter is.
 
     Args:
-        traced: The network, in eval mode.
-        coupling: Its channels.
+        traced: The network.
+        slim: What ``keep`` leaves of it, with its very weights where they are not cut.
+        coupling: Channels of ``traced``.
         keep: Channels to keep.
         optimizers: Those that train it.
 
@@ -37,7 +40,6 @@ def shrink(
     for optimizer in optimizers:
         _check_state(optimizer, [parameter for parameter, _ in old])
     names = {id(traced.parameter(name)): name for name in _read(traced)}
-    slim, _ = run(traced, [Slim(coupling, keep)], own_weights=False)
     cells = coupling.cells.alive(coupling.alive(keep))
     moved: dict[nn.Parameter, tuple[nn.Parameter, tuple[Ints, ...]]] = {}
     for parameter, arrays in old:
@@ -49,15 +51,16 @@ def shrink(
     traced.module.become(slim.module)
 
 
-def widened(state: Tensor, shape: Sequence[int], arrays: Sequence[Ints], cells: Bools, fill: float) -> Tensor:
-    """A tensor of a slim network in its dense shape; elements of what is gone are ``fill``.
+def widened(state: Tensor, dense: Tensor, arrays: Sequence[Ints], cells: Bools) -> Tensor:
+    """A tensor of a slim network in its dense shape; elements of what is gone are those of ``dense``.
 
     Raises: InvariantError when what stays has another number of elements.
     """
-    mask = torch.from_numpy(surviving(arrays, cells)).expand(tuple(shape))
+    mask = torch.from_numpy(surviving(arrays, cells)).expand(dense.shape)
     if int(mask.sum()) != state.numel():
-        raise InvariantError(f"a tensor of shape {tuple(state.shape)} does not fit what is left of {tuple(shape)}")
-    result = torch.full(tuple(shape), fill, dtype=state.dtype)
+        found, whole = tuple(state.shape), tuple(dense.shape)
+        raise InvariantError(f"a tensor of shape {found} does not fit what is left of {whole}")
+    result = dense.detach().cpu().clone()
     result[mask] = state.detach().cpu().flatten()
     return result.to(state.device)
 

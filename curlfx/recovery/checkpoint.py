@@ -103,7 +103,7 @@ class Checkpoint:
                 supplement=dict(content.get("supplement", {})),
                 state=dict(content.get("state", {})),
             )
-        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise WeightsError(f"{path}: not a checkpoint of curlfx ({reason}); delete it to start afresh") from error
 

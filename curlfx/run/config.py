@@ -244,6 +244,22 @@ def _above(given: object, defaults: dict[str, Any]) -> object:
     return {**defaults, **given} if isinstance(given, dict) else given
 
 
+def _without_teacher(recovery: RecoveryConfig) -> None:
+    """Refuse a recovery with a teacher. Raises: ValueError."""
+    enlarged, none = recovery.overparam, "recovery.overparam.distillation=0 and recovery.overparam.similarity=0"
+    wrong = {
+        "recovery.epochs=0 or recovery.distillation=0": recovery.epochs and recovery.distillation,
+        "recovery.refine.epochs=0": recovery.refine.epochs,
+        f"recovery.overparam.epochs=0, or {none}": enlarged.epochs and (enlarged.distillation or enlarged.similarity),
+    }
+    for wanted, found in wrong.items():
+        if found:
+            raise ValueError(
+                "the dense network of a training that prunes is the slim one with zeros, which can teach it nothing; "
+                f"want {wanted}"
+            )
+
+
 class GradualConfig(Section):
     """Channels go while the network is trained, as `curlfx.gradual.Schedule` says; training replaces the recovery.
 
@@ -510,6 +526,8 @@ class RunConfig(Section):
         for name, found in wrong.items():
             if found:
                 raise ValueError(f"pruning while training does not go with {name}; leave out one of the two")
+        if "recovery" in given:
+            _without_teacher(given["recovery"])
         return value
 
     @field_validator("search")

@@ -11,7 +11,8 @@ from curlfx.planning.apply import slim
 from curlfx.recovery import FitResult, Loader, fit
 from curlfx.run.directory import write_text
 from curlfx.run.job import Job, reading, save_tensors
-from curlfx.run.pruner import labelled_batches, make_pruner
+from curlfx.run.pruner import make_pruner
+from curlfx.run.subject import scoring_batches
 from curlfx.run.verify import MASKED, Check, VerifyReport, masked_vs_slim
 
 Result = dict[str, Any]
@@ -26,9 +27,8 @@ def train(job: Job, validation: Loader) -> tuple[FitResult, Result]:
     """
     config, settings = job.config, job.config.train
     traced = job.subject.trace()
-    pruner = make_pruner(
-        config, traced, config.importance, labelled_batches(job.data, config.proxy_images, config.seed)
-    )
+    proxy = scoring_batches(job.data, config.proxy_images, config.seed, config.importance)
+    pruner = make_pruner(config, traced, config.importance, proxy)
 
     def told(step: PruneStep) -> None:
         share = step.macs / pruner.dense_cost.macs
@@ -49,7 +49,7 @@ def train(job: Job, validation: Loader) -> tuple[FitResult, Result]:
     if not pruner.reached:
         share = pruner.cost.macs / pruner.dense_cost.macs
         job.say(f"note: {len(pruner.history)} steps did not reach the target; {share:.1%} of the MACs are left")
-    return found, _history(job, pruner) | _seconds(found, pruner.schedule.interval) | {"check": asdict(check)}
+    return found, _history(job, pruner) | _seconds(found, pruner) | {"check": asdict(check)}
 
 
 def _kept(job: Job, pruner: GradualPruner) -> Check:
@@ -83,13 +83,12 @@ def _history(job: Job, pruner: GradualPruner) -> Result:
     }
 
 
-def _seconds(found: FitResult, interval: int) -> Result:
-    """What the training took, and what a dense one would have by its epochs before the first step.
-
-    With a step after every epoch the first one stands for all, its scoring included.
-    """
-    dense = [record.seconds for record in found.history[: interval - 1] or found.history[:1]]
-    estimate = len(found.history) * sum(dense) / len(dense)
+def _seconds(found: FitResult, pruner: GradualPruner) -> Result:
+    """What the training took, and what a dense one would have by its epochs up to the first step, without that."""
+    interval = pruner.schedule.interval
+    stepped = sum(step.seconds for step in pruner.history if step.epoch <= interval)
+    dense = sum(record.seconds for record in found.history[:interval]) - stepped
+    estimate = len(found.history) * dense / interval
     return {"training_seconds": round(found.seconds, 3), "training_seconds_dense": round(estimate, 3)}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Iterable
 
 from curlfx.coupling import Coupling, couple
 from curlfx.errors import ConfigError
@@ -10,9 +10,7 @@ from curlfx.gradual import GradualPruner, Schedule
 from curlfx.graph.traced import TracedModel
 from curlfx.planning import resolve_round_to
 from curlfx.run.config import RunConfig
-from curlfx.sources import DataSource
 
-BATCH = 64
 STEPS = 10
 
 
@@ -46,22 +44,27 @@ def make_pruner(
     config: RunConfig,
     traced: TracedModel,
     importance: str,
-    data: list[tuple[Tensor, Tensor]] | None = None,
+    data: Iterable[object] | None = None,
     coupling: Coupling | None = None,
 ) -> GradualPruner:
-    """The pruner that ``config`` asks for. Raises: as `curlfx.GradualPruner`, before anything is trained."""
+    """The pruner that ``config`` asks for.
+
+    Raises: as `curlfx.GradualPruner`, before anything is trained; ConfigError where a normalisation averages over
+        channels that may go: no dense network does then what the slim one does, so the two cannot be verified.
+    """
+    coupling = coupling or couple(traced, frozen=config.ignored_layers)
+    averaged = [group.id for group in coupling.groups if group.statistics_change]
+    if averaged:
+        raise ConfigError(
+            f"gradual: a normalisation averages over the channels of {', '.join(averaged)}; name them in "
+            "ignored_layers, or use curlfx.GradualPruner with physical=True in a loop of your own"
+        )
     return GradualPruner(
         traced,
         schedule_of(config),
         importance,
         data,
-        coupling=coupling or couple(traced, frozen=config.ignored_layers),
+        coupling=coupling,
         physical=config.gradual.physical,
         seed=config.seed,
     )
-
-
-def labelled_batches(data: DataSource, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """``count`` random training images with their classes, as in evaluation, whatever the criterion looks at."""
-    images, classes = data.proxy(count, seed), data.proxy_classes(count, seed)
-    return list(zip(images.split(BATCH), classes.split(BATCH), strict=True))

@@ -30,7 +30,7 @@ def load_config(
 ) -> RunConfig:
     """The configuration of ``file`` (none: defaults) with ``overrides`` like ``"target.macs=40%"`` on top.
 
-    ``defaults`` stand below both.
+    ``defaults`` stand below both, unless an earlier run goes on, with its own settings (``resume``).
 
     Raises: ConfigError naming the file or the override, the key, the value found and what is wanted; TargetError.
     """
@@ -40,7 +40,8 @@ def load_config(
         _assign(changes, override)
     if "target" in changes:  # a target is one choice: a new one replaces the file's, it does not join it
         settings.pop("target", None)
-    return make_config(_merged(_merged(defaults, settings), changes))
+    given = _merged(settings, changes)
+    return make_config(given if given.get("resume") is not None else _merged(defaults, given))
 
 
 def make_config(settings: Mapping[str, Any]) -> RunConfig:

@@ -95,28 +95,59 @@ def test_lightning_resumes_a_masked_training(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in whole["traced"].module.state_dict().items())
 
 
+def trainer_names(folder: Path, **changed: Any) -> dict[str, Any]:
+    """What the example of Hugging Face's Trainer takes for granted."""
+    import transformers
+
+    options = {
+        "use_cpu": True, "report_to": [], "save_strategy": "epoch", "per_device_train_batch_size": 8,
+        "disable_tqdm": True, **changed,
+    }  # fmt: skip
+    dataset = [{"pixel_values": image, "labels": label} for image, label in zip(IMAGES, LABELS, strict=True)]
+    return {"transformers": transformers, "options": options, "folder": str(folder), "dataset": dataset}
+
+
 @pytest.mark.skipif(not installed("transformers", "accelerate"), reason="wants transformers and accelerate")
 @pytest.mark.filterwarnings("ignore")
 def test_hugging_face(tmp_path: Path) -> None:
     import transformers
 
-    options = {
-        "use_cpu": True, "report_to": [], "save_strategy": "epoch", "per_device_train_batch_size": 8,
-        "disable_tqdm": True,
-    }  # fmt: skip
-    dataset = [{"pixel_values": image, "labels": label} for image, label in zip(IMAGES, LABELS, strict=True)]
-    found = {**names(), "transformers": transformers, "options": options, "folder": str(tmp_path), "dataset": dataset}
+    found = {**names(), **trainer_names(tmp_path)}
     exec(example("huggingface"), found)  # noqa: S102
     done(found)
-    assert (tmp_path / "checkpoint-6" / "gradual_pruning.json").exists()
-    again = {**found, **names()}
-    fresh = again["curlfx"].GradualPruner(
-        again["traced"], found["pruner"].schedule, "taylor", again["proxy"], physical=True
-    )
-    callback = found["GradualPruning"](fresh)
-    callback.load(tmp_path / "checkpoint-6")
-    assert fresh.epoch == 2
-    assert [step.epoch for step in fresh.history] == [1, 2]
+    again = {**names(), **trainer_names(tmp_path)}
+    text = example("huggingface").replace("callbacks=[GradualPruning(pruner)]", "callbacks=[callback]")
+    text = text.replace("arguments = ", "callback = GradualPruning(pruner)\narguments = ")
+    exec(text.replace("trainer.train()", ""), again)  # noqa: S102
+    half = tmp_path / "checkpoint-6"
+    with pytest.raises(curlfx.CurlfxError, match=r"after epoch 2, the pruning after epoch 0: call load\(folder\)"):
+        again["callback"].on_train_begin(again["arguments"], transformers.TrainerState(epoch=2.0), None)
+    again["callback"].load(half)
+    assert again["pruner"].epoch == 2
+    again["trainer"].train(resume_from_checkpoint=str(half))
+    done(again)
+    assert again["pruner"].keep == found["pruner"].keep
+    state = again["traced"].module.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found["traced"].module.state_dict().items())
+
+
+@pytest.mark.skipif(not installed("transformers", "accelerate"), reason="wants transformers and accelerate")
+@pytest.mark.filterwarnings("ignore")
+def test_hugging_face_stops_within_an_epoch(tmp_path: Path) -> None:
+    found = {**names(), **trainer_names(tmp_path, max_steps=8)}  # 2 2/3 epochs
+    exec(example("huggingface"), found)  # noqa: S102
+    assert [step.epoch for step in found["pruner"].history] == [1, 2]
+    assert found["pruner"].epoch == 2
+
+
+@pytest.mark.skipif(not installed("transformers", "accelerate"), reason="wants transformers and accelerate")
+@pytest.mark.filterwarnings("ignore")
+def test_hugging_face_keeps_the_last_weights(tmp_path: Path) -> None:
+    found = {**names(), **trainer_names(tmp_path, eval_strategy="epoch", load_best_model_at_end=True)}
+    text = example("huggingface").replace("train_dataset=dataset", "train_dataset=dataset, eval_dataset=dataset")
+    with pytest.raises(curlfx.CurlfxError, match="load_best_model_at_end=True"):
+        exec(text, found)  # noqa: S102
+    assert found["pruner"].epoch == 0
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adafactor, AdamW, Optimizer
 
+import curlfx.gradual.pruner
 from curlfx.coupling import couple
-from curlfx.errors import BudgetError, ConfigError, TargetError, UsageError
+from curlfx.errors import BudgetError, ConfigError, PlanError, TargetError, UsageError
 from curlfx.gradual import GradualPruner, Schedule
 from curlfx.gradual.mask import difference
 from curlfx.graph import TracedModel, show
@@ -135,6 +136,16 @@ def test_rounded_widths() -> None:
     assert all(width % 4 == 0 for group, width in pruner.plan().widths.items() if not group.endswith("#blocks"))
 
 
+@pytest.mark.parametrize("physical", [False, True])
+def test_an_amount_below_the_multiple_takes_one_multiple(physical: bool) -> None:
+    pruner = GradualPruner(make(), Schedule(1, 3, amount=1, round_to=4), "magnitude", physical=physical)
+    for epoch in (1, 2, 3):
+        step = pruner.step(epoch)
+        assert step is not None
+        assert step.channels == 4
+    assert all(width % 4 == 0 for group, width in pruner.plan().widths.items() if not group.endswith("#blocks"))
+
+
 class Normed(nn.Module):
     """A GroupNorm averages over channels that go."""
 
@@ -189,8 +200,38 @@ def test_what_is_refused_before_any_training(options: dict[str, object], error: 
 def test_epochs_count_up() -> None:
     pruner = GradualPruner(make(), Schedule(2, 4, amount=2), "random")
     pruner.step(1)
-    with pytest.raises(UsageError, match=r"step\(1\) after step\(1\)"):
+    for epoch in (1, 3):
+        with pytest.raises(UsageError, match=rf"step\({epoch}\) after step\(1\).*: step\(2\)"):
+            pruner.step(epoch)
+    assert pruner.epoch_macs == [pruner.dense_cost.macs]
+
+
+@pytest.mark.parametrize("physical", [False, True])
+def test_an_optimiser_that_is_not_attached(physical: bool) -> None:
+    traced = make()
+    optimizer = SGD(traced.module.parameters(), 0.05)
+    pruner = GradualPruner(traced, Schedule(1, 2, amount=2), "taylor", data=batches(99), physical=physical)
+    train_epoch(traced.module, optimizer, 1)
+    with pytest.raises(UsageError, match=r"attach\(optimizer\)"):
         pruner.step(1)
+    assert pruner.keep == {}
+    pruner.attach(optimizer)
+    assert pruner.step(1) is not None
+
+
+def test_an_optimiser_forgets_what_is_gone_after_each_of_its_steps() -> None:
+    traced = make()
+    optimizer = OPTIMIZERS["sgd"](traced.module.parameters())
+    pruner = GradualPruner(traced, Schedule(1, 1, amount=9), "magnitude", optimizer=optimizer)
+    pruner.step(1)
+    traced.module(IMAGES).sum().backward()
+    gradient = 0.0
+    for parameter, dead in pruner._masks._dead:
+        gradient += float(parameter.grad[dead.expand_as(parameter)].abs().sum())
+    assert gradient > 0  # the sigmoid is not 0 at 0
+    optimizer.step()
+    for parameter, dead in pruner._masks._dead:
+        assert not optimizer.state[parameter]["momentum_buffer"][dead.expand_as(parameter)].any()
 
 
 @pytest.mark.parametrize("physical", [False, True])
@@ -221,3 +262,40 @@ def test_a_checkpoint_of_other_settings() -> None:
     state = GradualPruner(make(), Schedule(2, 4, amount=2), "random").state_dict()
     with pytest.raises(ConfigError, match="amount=2, not 3"):
         GradualPruner(make(), Schedule(2, 4, amount=3), "random").load_state_dict(state)
+    fresh = GradualPruner(make(), Schedule(2, 4, amount=2), "random")
+    for damaged in ({}, {**state, "keep": None}, {**state, "history": [{"epoch": 1}]}):
+        with pytest.raises(ConfigError, match="not the state of a pruning"):
+            fresh.load_state_dict(damaged)
+
+
+def test_buffers_of_what_is_gone_stay_as_they_were() -> None:
+    traced = make()
+    before = {name: tensor.clone() for name, tensor in traced.module.state_dict().items() if "running" in name}
+    pruner = GradualPruner(traced, Schedule(1, 1, amount=9), "magnitude", physical=True)
+    pruner.step(1)
+    after = pruner.dense_state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_step_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = make()
+    optimizer = SGD(traced.module.parameters(), 0.05)
+    pruner = GradualPruner(traced, Schedule(1, 2, amount=3), "magnitude", physical=True, optimizer=optimizer)
+
+    def failing(*_: object, **__: object) -> None:
+        raise PlanError("no coupling today")
+
+    before = show(traced)
+    with monkeypatch.context() as patched:
+        patched.setattr(curlfx.gradual.pruner, "couple", failing)
+        with pytest.raises(PlanError, match="no coupling today"):
+            pruner.step(1)
+    assert show(traced) == before
+    trained = zip(optimizer.param_groups[0]["params"], traced.module.parameters(), strict=True)
+    assert all(one is other for one, other in trained)
+    assert pruner.step(1) is not None
+
+
+def test_outputs_of_other_shapes_differ() -> None:
+    assert difference(torch.ones(2, 3), torch.ones(1, 3)) == float("inf")
+    assert difference(torch.ones(2), torch.tensor([1.0, 0.5])) == 0.5

@@ -34,9 +34,15 @@ def test_amounts(amount: object, channels: int | None) -> None:
         ({"amount": "120%"}, "amount = '120%'"),
         ({"amount": None}, "an amount per step, a target"),
         ({"floor": 1.0}, "floor = 1.0"),
+        ({"floor": "0.1"}, "floor = '0.1'"),
+        ({"target": "50%"}, "target = '50%'"),
         ({"round_to": 0}, "round_to = 0"),
     ],
 )
 def test_what_means_nothing(fault: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
         Schedule(**{"interval": 5, "last": 20, "amount": 3, **fault})
+
+
+def test_no_target_beside_an_amount() -> None:
+    assert Schedule(1, 2, amount=3, target=None) == Schedule(1, 2, amount=3)

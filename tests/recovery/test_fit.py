@@ -254,6 +254,9 @@ def test_refuses_unfit_checkpoints(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="not a checkpoint"):
         fit(network(), Clouds(), TrainSettings(epochs=1), checkpoint=path, resume=True)
+    torch.save(torch.ones(3), path)
+    with pytest.raises(WeightsError, match="not a checkpoint"):
+        fit(network(), Clouds(), TrainSettings(epochs=1), checkpoint=path, resume=True)
 
 
 def test_checkpoint_into_a_missing_folder(tmp_path):

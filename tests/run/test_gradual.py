@@ -16,6 +16,7 @@ from curlfx.run.pruner import schedule_of
 from curlfx.run.recheck import recheck
 from curlfx.run.runner import RunResult, run
 from curlfx.run.settings import load_config, make_config
+from curlfx.run.subject import examine, load_subject
 
 PHYSICAL = {"gradual": {"interval": 1, "last": 3, "physical": True}, "importance": "taylor", "round_to": 1}
 
@@ -41,7 +42,8 @@ def test_ends_in_a_usual_run_directory(trained: RunResult) -> None:
     assert gradual["training_macs"] == 3 * 100 * sum(macs)
     assert gradual["training_macs_dense"] == 3 * 100 * 4 * macs[0]
     assert gradual["training_seconds"] > 0
-    assert gradual["training_seconds_dense"] > 0
+    first = gradual["steps"][0]["seconds"]
+    assert 0 < gradual["training_seconds_dense"] / 4 <= gradual["training_seconds"] - first + 1e-3
     assert gradual["check"]["error"] <= 1e-9
     assert summary["dense"]["accuracy"] == summary["slim"]["accuracy"]  # zero weights are no channels
     plan = SlimPlan.load(trained.directory / "plan.json")
@@ -95,6 +97,17 @@ def test_refuses_before_it_trains(tiny_job: dict[str, Any], tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("physical", [False, True])
+def test_refuses_averages_over_what_goes(tiny_job: dict[str, Any], tmp_path: Path, physical: bool) -> None:
+    job = settings(tiny_job, model=tiny_job["model"].replace(":residual", ":normed"), out=tmp_path / "run")
+    job["gradual"] = {"interval": 1, "last": 3, "physical": physical}
+    with pytest.raises(ConfigError, match=r"averages over the channels of stem\.weight; name them in ignored_layers"):
+        run(job)
+    assert not (tmp_path / "run").exists()
+    config = make_config({**job, "ignored_layers": ["stem"]})
+    examine(config, load_subject(config))
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
@@ -106,6 +119,12 @@ def test_refuses_before_it_trains(tiny_job: dict[str, Any], tmp_path: Path) -> N
         ({"per": "macs"}, "per=macs"),
         ({"iterative_steps": 2}, "iterative_steps"),
         ({"absorb_bias": "mean"}, "absorb_bias"),
+        ({"recovery": {"epochs": 2}}, r"want recovery\.epochs=0 or recovery\.distillation=0"),
+        ({"recovery": {"epochs": 0, "refine": {"epochs": 1}}}, r"want recovery\.refine\.epochs=0"),
+        (
+            {"recovery": {"epochs": 0, "overparam": {"epochs": 1, "similarity": 1.0, "distillation": 0}}},
+            r"want recovery\.overparam\.epochs=0",
+        ),
         ({"gradual": {"interval": 1, "amount": "none"}}, r"gradual\.amount = none: want a whole number"),
         ({"gradual": {"interval": -1}}, r"gradual\.interval = -1: want a whole number >= 0, or 'auto'"),
         ({"gradual": {"intervall": 1}}, r"did you mean 'gradual\.interval'"),
@@ -139,6 +158,9 @@ def test_what_curlfx_train_asks_for(tmp_path: Path) -> None:
     config = load_config(None, ["importance=random", "train.epochs=5"], DEFAULTS)
     assert (config.gradual.interval, config.recovery.epochs, config.importance) == ("auto", 0, "random")
     file = tmp_path / "job.yaml"
-    file.write_text("recovery: {epochs: 2}\ngradual: {last: 3}\n")
+    file.write_text("recovery: {epochs: 2, distillation: 0}\ngradual: {last: 3}\n")
     config = load_config(file, [], DEFAULTS)
     assert (config.gradual.interval, config.gradual.last, config.recovery.epochs) == ("auto", 3, 2)
+    file.write_text(f"resume: {tmp_path}\n")
+    for config in (load_config(file, [], DEFAULTS), load_config(None, [f"resume={tmp_path}"], DEFAULTS)):
+        assert config.model_fields_set == {"resume"}
