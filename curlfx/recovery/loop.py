@@ -62,7 +62,7 @@ class Loop:
         """Move the networks to the device, and make what the training needs there."""
         for network in self.networks:
             network.to(self.device).eval()
-        self.optimizer = _optimizer(module, settings, self.supplement.undecayed)
+        self.optimizer = make_optimizer(module, settings, self.supplement.undecayed)
         self.average = None if settings.ema_decay is None else WeightAverage(module, settings.ema_decay)
         if self.average is not None and self.supplement.replaces:
             raise ConfigError(f"ema_decay = {settings.ema_decay}: weights change beside the training; leave it out")
@@ -201,7 +201,11 @@ class Loop:
             arrange(network, torch.contiguous_format)
 
 
-def _optimizer(module: nn.Module, settings: TrainSettings, undecayed: Collection[str]) -> torch.optim.SGD:
+def make_optimizer(module: nn.Module, settings: TrainSettings, undecayed: Collection[str] = ()) -> torch.optim.SGD:
+    """SGD for all that requires a gradient; no weight decay for those in ``undecayed``, nor for vectors by default.
+
+    Raises: ModelError when nothing requires a gradient.
+    """
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not trained:
         raise ModelError("the network has no parameter that requires a gradient; nothing to train")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
+from curlfx.errors import CheckError
 from curlfx.search.ledger import Ledger
 from curlfx.search.proxy import Part, Proxy
 from curlfx.search.space import Genome
@@ -45,9 +47,14 @@ class Evaluator:
         self._proxy, self._engine, self._ledger = proxy, engine, ledger
 
     def __call__(self, genomes: Sequence[Genome]) -> list[float]:
-        """The values of some genomes; lower is better."""
+        """The values of some genomes; lower is better. Raises: CheckError for one that is not finite."""
         parts = {genome: self._proxy.parts(genome) for genome in genomes}
         wanted = dict.fromkeys(part for each in parts.values() for part in each if part not in self._ledger)
         for part, value in self._engine.measure(wanted):
+            if not math.isfinite(value):
+                raise CheckError(
+                    f"search: the proxy of {part} (a stage and its widths, or all widths) is {value}; want finite "
+                    "weights, and calibration batches of 2 or more images"
+                )
             self._ledger.add(part, value)
         return [sum(self._ledger[part] for part in parts[genome]) for genome in genomes]

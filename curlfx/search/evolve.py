@@ -1,8 +1,7 @@
-"""Search by evolution, and what it is compared with: random search, and all of a small space."""
+"""Search by evolution, and what it is compared with: random search."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -111,11 +110,6 @@ def random_genomes(budget: Budget, count: int, seed: int) -> list[Genome]:
     if not born.genomes:
         raise _nothing(budget)
     return born.genomes
-
-
-def everything(space: Space, budget: Budget) -> list[Genome]:
-    """All networks of a small space that are within the budget."""
-    return [genome for genome in itertools.product(*space.grids) if budget.holds(genome)]
 
 
 def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -16,9 +15,10 @@ from torch.utils import _pytree as pytree
 from curlfx.errors import ConfigError, DataError
 from curlfx.passes.pipeline import run
 from curlfx.passes.slim import Slim
-from curlfx.recovery.batches import Batch, Loader, batch_count, batches
+from curlfx.recovery.batches import Batch, Loader, batch_count, batches, seeded
 from curlfx.recovery.evaluate import evaluate
 from curlfx.recovery.recalibrate import recalibrate
+from curlfx.search.digest import digest
 from curlfx.search.space import Genome
 from curlfx.search.supernet import Statistics, Supernet
 
@@ -44,15 +44,20 @@ class ProxyData:
     def __post_init__(self) -> None:
         """Raises: DataError when there are none of either."""
         if not self.calibration or not self.held_out:
-            raise DataError("a proxy wants at least one batch of training images and one of held-out images")
+            raise DataError("a proxy wants at least one batch of 2 or more training images, and one of held-out images")
 
     @classmethod
     def of(cls, train: Loader, held_out: Loader, *, calibration_batches: int = 20) -> Self:
-        """The first batches of the training images, over as many epochs as it takes, and all held-out images."""
+        """The first batches of the training images, over as many epochs as it takes, and all held-out images.
+
+        The same whenever it is asked for, also from a loader that shuffles by torch's global random numbers. Batches of
+        one image are left out: their variance may be undefined.
+        Raises: DataError when there are no batches of 2 or more training images.
+        """
         batch_count(train)
-        drawn = itertools.chain.from_iterable(batches(train, epoch) for epoch in itertools.count())
-        images = tuple(images for images, _ in itertools.islice(drawn, calibration_batches))
-        return cls(images, tuple(batches(held_out, 0)))
+        with seeded(0, 0, torch.device("cpu")):
+            judged = tuple(batches(held_out, 0))
+        return cls(tuple(_drawn(train, calibration_batches)), judged)
 
     def to(self, device: torch.device) -> ProxyData:
         """The same on a device."""
@@ -62,10 +67,21 @@ class ProxyData:
         return ProxyData(*moved)
 
 
+def _drawn(loader: Loader, count: int) -> list[Tensor]:
+    """Images of the first ``count`` batches of 2 or more; every epoch from random numbers of its own."""
+    found: list[Tensor] = []
+    for epoch in itertools.count():
+        with seeded(0, epoch, torch.device("cpu")):
+            usable = (images for images, _ in batches(loader, epoch) if len(images) > 1)
+            more = list(itertools.islice(usable, count - len(found)))
+        if not more:
+            break
+        found += more
+    return found
+
+
 class Proxy(Protocol):
     """A number per genome, the sum of what its parts are measured at; lower is better."""
-
-    name: ProxyName
 
     def parts(self, genome: Genome) -> tuple[Part, ...]:
         """What has to be measured. Genomes share parts."""
@@ -86,8 +102,6 @@ class StageProxy:
         memory: Bytes for what enters every stage; where that does not do it is computed again every time.
     Source: stage-wise pruning (arXiv:2011.04908); per-stage ranking as in DNA (arXiv:1911.13053).
     """
-
-    name: ProxyName = "stages"
 
     def __init__(self, supernet: Supernet, data: ProxyData, *, memory: int = MEMORY) -> None:
         self._net, self._data = supernet, data.to(supernet.device)
@@ -168,8 +182,6 @@ class AccuracyProxy:
     Source: single-path one-shot search (arXiv:1904.00420), section 3.4.
     """
 
-    name: ProxyName = "accuracy"
-
     def __init__(self, supernet: Supernet, data: ProxyData) -> None:
         self._net, self._data = supernet, data.to(supernet.device)
 
@@ -197,13 +209,9 @@ def make_proxy(name: ProxyName, supernet: Supernet, data: ProxyData) -> Proxy:
 
 def question(name: ProxyName, supernet: Supernet, data: ProxyData) -> str:
     """A hash of all that measured numbers depend on: weights, images, cuts, widths and which channels they keep."""
-    found = hashlib.sha256()
     space, stages = supernet.space, [stage.end for stage in supernet.stages]
-    found.update(json.dumps([name, stages, space.grids, space.units.ids]).encode())
-    found.update(space.units.channels.tobytes() + space.units.channel_rank.tobytes())
+    asked = json.dumps([name, stages, space.grids, space.units.ids]).encode()
     statistics = set(supernet.empty_statistics())  # measured afresh for every genome
     state = {key: one for key, one in supernet.network.module.state_dict().items() if key not in statistics}
-    for tensor in (*state.values(), *data.calibration, *(one for batch in data.held_out for one in batch)):
-        found.update(str((tensor.dtype, tuple(tensor.shape))).encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+    images = (*data.calibration, *(one for batch in data.held_out for one in batch))
+    return digest((*state.values(), *images), asked, space.order)

@@ -18,9 +18,11 @@ from curlfx.recovery.batches import Loader, batch_count, batches, seeded
 from curlfx.recovery.checkpoint import Checkpoint, EpochRecord
 from curlfx.recovery.fit import FitResult
 from curlfx.recovery.hardware import Placement, arrange, choose_placement, reproducible
+from curlfx.recovery.loop import make_optimizer
 from curlfx.recovery.loss import check_labels, hits, supervised
 from curlfx.recovery.meter import Meter
 from curlfx.recovery.settings import TrainSettings
+from curlfx.search.digest import digest
 from curlfx.search.space import Genome
 from curlfx.search.supernet import Supernet
 
@@ -76,7 +78,7 @@ def train_supernet(
         checkpoint: File written after every epoch.
         resume: Go on from ``checkpoint`` if it exists, to the same bits.
 
-    Raises: DataError, CheckError, ConfigError, WeightsError, OutputError as `fit`.
+    Raises: DataError, ModelError, CheckError, ConfigError, WeightsError, OutputError as `fit`.
     """
     settings = settings or SandwichSettings()
     loop = _Loop(supernet, loader, settings)
@@ -91,12 +93,14 @@ def train_supernet(
             left = timer.seconds_left(done)
             progress.on_step(StepEvent(stage, loop.epoch + 1, done, total, meter.loss, meter.accuracy, left))
 
-    with reproducible(supernet.device):
-        while loop.epoch < settings.train.epochs:
-            loop.run_epoch(watch)
-            if checkpoint is not None:
-                loop.snapshot().save(checkpoint)
-    arrange(supernet.network.module, torch.contiguous_format)
+    try:
+        with reproducible(supernet.device):
+            while loop.epoch < settings.train.epochs:
+                loop.run_epoch(watch)
+                if checkpoint is not None:
+                    loop.snapshot().save(checkpoint)
+    finally:
+        arrange(supernet.network.module, torch.contiguous_format)
     return FitResult(tuple(loop.history), sum(record.seconds for record in loop.history), done_before)
 
 
@@ -120,7 +124,8 @@ def accumulate(
             with placement.autocast():
                 output = supernet.forward(stage, borders[stage], gates)
             loss = supernet.loss(stage, output, borders[stage + 1], gates)
-            loss.backward()
+            if loss.requires_grad:  # a stage may have nothing to train
+                loss.backward()
             total = total + loss.detach()
     return total, borders[-1]
 
@@ -133,7 +138,7 @@ def _whole(
         values = list(supernet.outputs(images, _gates(supernet, supernet.space.full, placement)))
     check_labels(values[-1], labels)
     loss = supervised(values[-1], labels, settings.train)
-    if settings.full:
+    if loss.requires_grad:
         loss.backward()
     return [images, *(value.detach() for value in values)], loss.detach() * settings.full
 
@@ -150,7 +155,8 @@ class _Loop:
         self.supernet, self.loader, self.settings = supernet, loader, settings
         self.module = supernet.network.module
         self.steps = batch_count(loader)
-        self.optimizer = _optimizer(supernet, settings.train)
+        self.optimizer = make_optimizer(self.module, settings.train)
+        self.start = digest(self.module.state_dict().values())
         self.placement: Placement | None = None
         self.epoch, self.history = 0, list[EpochRecord]()
 
@@ -158,8 +164,9 @@ class _Loop:
     def described(self) -> dict[str, Any]:
         """What the weights depend on beside the settings of the optimiser and the images."""
         own = {name: getattr(self.settings, name) for name in ("random", "full", "tiny")}
-        stages = ", ".join(stage.end for stage in self.supernet.stages)
-        return {**own, "stages": stages, "widths": str(self.supernet.space.grids)}
+        stages, space = ", ".join(stage.end for stage in self.supernet.stages), self.supernet.space
+        hashes = {"kept channels": digest((), space.order), "start weights": self.start}
+        return {**own, "stages": stages, "widths": str(space.grids), **hashes}
 
     def run_epoch(self, watch: Callable[[int, Meter], None]) -> None:
         """One pass over the loader."""
@@ -226,16 +233,3 @@ def draw(supernet: Supernet, settings: SandwichSettings, generator: np.random.Ge
     """The narrow networks of one step."""
     space, count = supernet.space, settings.random + (not settings.tiny)
     return [space.random(generator) for _ in range(count)] + [space.tiny] * settings.tiny
-
-
-def _optimizer(supernet: Supernet, settings: TrainSettings) -> torch.optim.SGD:
-    trained = [parameter for parameter in supernet.network.module.parameters() if parameter.requires_grad]
-    groups = [
-        {
-            "params": [one for one in trained if decayed == (settings.decay_vectors or one.dim() > 1)],
-            "weight_decay": decay,
-        }
-        for decayed, decay in ((True, settings.weight_decay), (False, 0.0))
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)

@@ -90,6 +90,11 @@ class Space:
         """Number of networks."""
         return math.prod(len(grid) for grid in self.grids)
 
+    @property
+    def order(self) -> bytes:
+        """Which channels go first, as bytes that are others where any width keeps other channels."""
+        return self.units.channels.tobytes() + self.units.channel_rank.tobytes()
+
     def random(self, generator: np.random.Generator) -> Genome:
         """A network, every width of every group as likely as the others."""
         return tuple(grid[generator.integers(len(grid))] for grid in self.grids)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from curlfx.errors import CheckError, ConfigError, DataError, WeightsError
+from curlfx.errors import CheckError, ConfigError, DataError, ModelError, WeightsError
+from curlfx.importance import score
 from curlfx.recovery import TrainSettings
-from curlfx.search import SandwichSettings, Supernet, train_supernet
+from curlfx.search import SandwichSettings, Space, Supernet, train_supernet
 from tests.search.networks import CLASSES, Toy, images, supernet
 
 BATCHES = [(part, part.flatten(1)[:, :CLASSES].argmax(1)) for part in (images(16, seed) for seed in range(4))]
@@ -91,6 +92,61 @@ def test_a_checkpoint_of_another_question_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b"no checkpoint")
     with pytest.raises(WeightsError, match="not a checkpoint of curlfx"):
         train_supernet(toy(), BATCHES, one, checkpoint=file, resume=True)
+
+
+def test_a_checkpoint_of_another_start_is_refused(tmp_path: Path) -> None:
+    file, one = tmp_path / "supernet.pt", replace(SETTINGS, train=replace(TRAIN, epochs=1))
+    train_supernet(toy(), BATCHES, one, checkpoint=file)
+    other = toy()
+    with torch.no_grad():
+        other.network.parameter("head.bias").add_(1e-3)
+    before = weights(other)
+    with pytest.raises(ConfigError, match="was made with start weights="):
+        train_supernet(other, BATCHES, one, checkpoint=file, resume=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(other).items())
+
+
+def test_a_checkpoint_of_another_order_of_channels_is_refused(tmp_path: Path) -> None:
+    file, one = tmp_path / "supernet.pt", replace(SETTINGS, train=replace(TRAIN, epochs=1))
+    first = toy()
+    traced, coupling = first.network, first.space.coupling
+    other = Supernet(traced, Space.of(coupling, score(traced, coupling, "magnitude")), ("relu",))
+    assert other.space.grids == first.space.grids
+    train_supernet(first, BATCHES, one, checkpoint=file)
+    with pytest.raises(ConfigError, match="was made with kept channels="):
+        train_supernet(other, BATCHES, one, checkpoint=file, resume=True)
+
+
+def test_a_finished_training_is_taken_up_only_where_it_started(tmp_path: Path) -> None:
+    file, first, second = tmp_path / "supernet.pt", toy(), toy()
+    train_supernet(first, BATCHES, SETTINGS, checkpoint=file)
+    found = train_supernet(second, BATCHES, SETTINGS, checkpoint=file, resume=True)
+    assert (found.resumed_after, len(found.history)) == (4, 4)
+    wanted = weights(first)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(second).items())
+    with pytest.raises(ConfigError, match="was made with start weights="):
+        train_supernet(first, BATCHES, SETTINGS, checkpoint=file, resume=True)  # it is elsewhere by now
+
+
+def test_a_stage_without_anything_to_train() -> None:
+    net = toy()
+    module = net.network.module
+    for name in ("a.weight", "a_bn.weight", "a_bn.bias"):
+        module.get_parameter(name).requires_grad_(False)
+    before = weights(net)
+    train_supernet(net, BATCHES, replace(SETTINGS, train=replace(TRAIN, epochs=1)))
+    assert torch.equal(module.get_parameter("a.weight"), before["a.weight"])
+    assert not torch.equal(module.get_parameter("head.weight"), before["head.weight"])
+    module.requires_grad_(False)
+    with pytest.raises(ModelError, match="nothing to train"):
+        train_supernet(net, BATCHES, SETTINGS)
+
+
+def test_the_memory_format_is_put_back_after_an_error(tmp_path: Path) -> None:
+    net, train = toy(), replace(TRAIN, memory_format="channels_last")
+    with pytest.raises(Killed):
+        train_supernet(net, KilledAfter(), SandwichSettings(train))
+    assert net.network.parameter("b.weight").is_contiguous()
 
 
 def test_a_loss_that_is_not_finite_ends_it() -> None:

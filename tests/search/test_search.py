@@ -1,5 +1,6 @@
 """The search against brute force; proxies against networks that are built; interruption, seeds, refusals."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
 
 from curlfx.cost import CostModel
-from curlfx.errors import BudgetError, ConfigError, DataError, OutputError
+from curlfx.errors import BudgetError, CheckError, ConfigError, DataError, OutputError
 from curlfx.passes.pipeline import run
 from curlfx.passes.slim import Slim
 from curlfx.planning import SlimPlan, slim
@@ -17,8 +19,9 @@ from curlfx.recovery import evaluate, recalibrate
 from curlfx.search import EvolutionSettings, ProxyData, Space, Supernet, evolve, plan_genome, search
 from curlfx.search.budget import Budget
 from curlfx.search.engine import InProcess
-from curlfx.search.evolve import everything, front, random_genomes
+from curlfx.search.evolve import front, random_genomes
 from curlfx.search.proxy import AccuracyProxy, Part, StageProxy
+from curlfx.search.space import Genome
 from tests.search.networks import Toy, images, labels, supernet
 
 SMALL = EvolutionSettings(population=6, parents=3, mutants=3, crossovers=2, generations=4, mutation=0.3)
@@ -37,6 +40,11 @@ def net() -> Supernet:
 def data() -> ProxyData:
     held_out = tuple((images(6, seed), labels(6, seed)) for seed in (2, 3))
     return ProxyData((images(6, 0), images(6, 1)), held_out)
+
+
+def everything(space: Space, budget: Budget) -> list[Genome]:
+    """All networks of a small space that are within the budget."""
+    return [genome for genome in itertools.product(*space.grids) if budget.holds(genome)]
 
 
 def by_hand(net: Supernet, data: ProxyData, genome: tuple[int, ...]) -> float:
@@ -202,6 +210,36 @@ def test_numbers_of_other_weights_are_not_used(data: ProxyData, tmp_path: Path) 
     state.write_text("{")
     with pytest.raises(OutputError, match="not the record of a search"):
         search(net, data, {"macs": "60%"}, SMALL, lower=0.3, state=state)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_end_the_search(data: ProxyData, tmp_path: Path, value: float) -> None:
+    net, state = toy(), tmp_path / "search.json"
+    with torch.no_grad():
+        net.network.parameter("head.bias").fill_(value)
+    with pytest.raises(CheckError, match=r"the proxy of \(1, \d, \d, \d\) .* is nan; want finite weights"):
+        search(net, data, {"macs": "60%"}, SMALL, lower=0.3, state=state)
+    assert "NaN" not in state.read_text()
+
+
+def test_calibration_takes_no_batch_of_one_image() -> None:
+    batches = [(images(count, count), labels(count)) for count in (1, 3, 1, 2)]
+    found = ProxyData.of(batches, [(images(1), labels(1))], calibration_batches=5)
+    assert [len(batch) for batch in found.calibration] == [3, 2, 3, 2, 3]
+    assert len(found.held_out) == 1
+    with pytest.raises(DataError, match="at least one batch of 2 or more training images"):
+        ProxyData.of(batches[:1], batches)
+
+
+def test_a_loader_that_shuffles_gives_the_same_images_again() -> None:
+    loader = DataLoader(TensorDataset(images(12), labels(12)), batch_size=4, shuffle=True)
+    torch.manual_seed(1)
+    first = ProxyData.of(loader, loader, calibration_batches=5)
+    torch.manual_seed(2)
+    second = ProxyData.of(loader, loader, calibration_batches=5)
+    assert all(torch.equal(one, other) for one, other in zip(first.calibration, second.calibration, strict=True))
+    assert not torch.equal(first.calibration[0], first.calibration[3])  # the next epoch is in another order
+    assert torch.equal(first.held_out[0][0], second.held_out[0][0])
 
 
 def test_the_plan_of_a_genome_keeps_its_channels(net: Supernet, data: ProxyData) -> None:

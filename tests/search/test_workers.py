@@ -51,8 +51,6 @@ class Backwards(InProcess):
 class Mortal:
     """A proxy that takes its process with it, the first time that it has measured three parts."""
 
-    name: ProxyName = "stages"
-
     def __init__(self, proxy: Proxy, marker: Path) -> None:
         self.proxy, self.marker, self.count = proxy, marker, 0
 
