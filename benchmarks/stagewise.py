@@ -13,25 +13,26 @@ same number of evaluations, and one-shot pruning by KL (CURL). A row that is on 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from accuracy import Bench
-from records import Lines, Row, collect
+from records import Lines, Row, checkpoint, collect
 from scipy.stats import kendalltau
 from tables import fixed, markdown, percent
-from torch import nn
 
 from curlfx.cost import CostModel
 from curlfx.coupling import Coupling, couple
+from curlfx.graph import TracedModel, trace
 from curlfx.importance import Scores
 from curlfx.planning import plan, plan_from_widths, slim
 from curlfx.recovery import TrainSettings, fit, recalibrate, recover
 from curlfx.recovery.batches import batches
 from curlfx.search import (
+    Candidate,
     EvolutionSettings,
     Genome,
     ProxyData,
@@ -75,6 +76,21 @@ VARIANTS = {
     "stages, neither": Variant(full=False, tiny=False),
     "one stage, neither": Variant(staged=False, full=False, tiny=False),
 }
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What one search found.
+
+    Attributes:
+        networks: By the names in the second table.
+        train_seconds: Training of the supernet.
+        seconds: The search alone, its controls included.
+    """
+
+    networks: Mapping[str, Candidate]
+    train_seconds: float
+    seconds: float
 
 
 class Stagewise(Bench):
@@ -129,21 +145,24 @@ class Stagewise(Bench):
         supernet = Supernet(self.traced, self.space, None if variant.staged else (), device=str(self.device))
         train = TrainSettings(epochs=arguments.supernet_epochs, lr=arguments.supernet_lr, device=arguments.device)
         settings = SandwichSettings(train, full=variant.full, tiny=variant.tiny)
-        file = arguments.record.with_suffix("") / f"{name.replace(', ', '-').replace(' ', '-')}.pt"
+        file = self.checkpoint(name)
         file.parent.mkdir(parents=True, exist_ok=True)
         loader = self.divided.loader("train", train.batch_size, augment=True, shuffle=True)
         found = train_supernet(supernet, loader, settings, progress=Lines(name), checkpoint=file, resume=True)
         return supernet, found.seconds
 
+    def checkpoint(self, name: str) -> Path:
+        """Where the training of a supernet is kept, by all that decides it."""
+        settings = key(self.arguments, "ranking", name)
+        deciding = {one: settings[one] for one in settings if one not in ("genomes", "target", "test_limit")}
+        return checkpoint(self.arguments.record, {**deciding, "kind": "supernet", "size": self.arguments.size})
+
     def retrained(self, number: int) -> Row:
         """A random network trained anew: its accuracy."""
         start, arguments, genome = time.perf_counter(), self.arguments, self.genomes[number]
         widths = dict(self.space.widths(genome))
-        model = self.dense_or_fresh()
         found = plan_from_widths(self.traced, self.coupling, self.ranked, widths, costs=self.costs)
-        source = self.traced.clone()
-        source.set_parameters({name: one for name, one in model.state_dict().items() if name in source.tensors()})
-        network = slim(source, found, self.coupling).module
+        network = slim(self.dense_or_fresh(), found, self.coupling).module
         settings = TrainSettings(
             epochs=arguments.retrain_epochs, lr=arguments.retrain_lr, batch_size=128, distillation=0.0,
             device=arguments.device,
@@ -153,12 +172,12 @@ class Stagewise(Bench):
         macs = found.after.macs / found.before.macs
         return {"widths": widths, "macs_ratio": macs, "accuracy": self.judge(network), "seconds": _since(start)}
 
-    def dense_or_fresh(self) -> nn.Module:
+    def dense_or_fresh(self) -> TracedModel:
         """What a network is trained anew from."""
         if self.arguments.retrain_start == "dense":
-            return self.model
+            return self.traced
         torch.manual_seed(0)
-        return load_model(self.arguments.model, num_classes=self.data.num_classes)
+        return trace(load_model(self.arguments.model, num_classes=self.data.num_classes), (self.data.proxy(2),))
 
     def ranking(self, name: str) -> Row:
         """What a supernet makes of the random networks."""
@@ -170,29 +189,34 @@ class Stagewise(Bench):
             seconds[key] = _since(start)
         return {"train_seconds": round(trained, 1), "values": values, "judge_seconds": seconds}
 
+    @cached_property
+    def searched(self) -> Searched:
+        """What a search finds, with its controls; an interrupted one goes on."""
+        arguments, target = self.arguments, {"macs": self.arguments.target}
+        supernet, trained = self.supernet("stages")
+        settings = EvolutionSettings(
+            population=arguments.population, parents=max(1, arguments.population // 5),
+            mutants=arguments.population // 2, crossovers=arguments.population // 2,
+            generations=arguments.generations,
+        )  # fmt: skip
+        state, start = self.checkpoint("stages").with_suffix(".json"), time.perf_counter()
+        found = search(
+            supernet, self.proxy_data(), target, settings, controls=True, state=state, progress=Lines("search")
+        )
+        chosen = found.best, found.controls["uniform"], found.controls["random"]
+        return Searched(dict(zip(NETWORKS, chosen, strict=False)), trained, _since(start))
+
     def network(self, name: str) -> Row:
         """One network of the target's MACs, recovered from the dense weights, as every other one."""
-        start, arguments, target = time.perf_counter(), self.arguments, {"macs": self.arguments.target}
-        if name in NETWORKS[:3]:
-            supernet, trained = self.supernet("stages")
-            settings = EvolutionSettings(
-                population=arguments.population, parents=max(1, arguments.population // 5),
-                mutants=arguments.population // 2, crossovers=arguments.population // 2,
-                generations=arguments.generations,
-            )  # fmt: skip
-            state = arguments.record.with_suffix("") / "search.json"
-            found = search(
-                supernet, self.proxy_data(), target, settings, controls=True, state=state, progress=Lines("search")
-            )
-            chosen = {
-                "stage-wise": found.best,
-                "uniform": found.controls["uniform"],
-                "random search": found.controls["random"],
-            }
-            widths = dict(self.space.widths(chosen[name].genome))
-            decided, value = plan_from_widths(self.traced, self.coupling, self.ranked, widths), chosen[name].value
+        arguments, target = self.arguments, {"macs": self.arguments.target}
+        searched = self.searched if name in NETWORKS[:3] else None
+        start = time.perf_counter()
+        if searched is not None:
+            value: float | None = searched.networks[name].value
+            widths = dict(self.space.widths(searched.networks[name].genome))
+            decided = plan_from_widths(self.traced, self.coupling, self.ranked, widths)
         else:
-            per, trained, value = ("macs" if "per-macs" in name else "channel"), 0.0, None
+            per, value = ("macs" if "per-macs" in name else "channel"), None
             scores = self.scores("kl", 0, inner=False)
             decided = plan(self.traced, self.coupling, scores, target, round_to=1, per=per)
         seconds = _since(start)
@@ -204,7 +228,8 @@ class Stagewise(Bench):
         return {
             "proxy": value, "macs": decided.after.macs, "macs_ratio": decided.after.macs / decided.before.macs,
             "accuracy": self.judge(network), "base_accuracy": self.dense_accuracy, "decide_seconds": seconds,
-            "train_seconds": round(trained, 1),
+            "train_seconds": 0.0 if searched is None else round(searched.train_seconds, 1),
+            "search_seconds": 0.0 if searched is None else searched.seconds,
         }  # fmt: skip
 
 
@@ -246,12 +271,13 @@ def correlations(rankings: Sequence[Row], retrained: Sequence[Row]) -> str:
 
 def networks(rows: Sequence[Row]) -> str:
     """The networks of the same target, each recovered alike."""
-    headers = ["widths", "MACs", "of dense", "proxy", "top-1 % recovered", "loss to dense", "supernet s", "choice s"]
+    headers = ["widths", "MACs", "of dense", "proxy", "top-1 % recovered", "loss to dense"]
+    headers += ["supernet s", "search s", "choice s"]
     body = [
         [
             row["name"], f"{row['macs'] / 1e6:.2f} M", percent(row["macs_ratio"]), fixed(row["proxy"], 4),
             fixed(100 * row["accuracy"]), f"{100 * (row['accuracy'] - row['base_accuracy']):+.2f}",
-            fixed(row["train_seconds"], 0), fixed(row["decide_seconds"], 0),
+            fixed(row["train_seconds"], 0), fixed(row["search_seconds"], 0), fixed(row["decide_seconds"], 0),
         ]
         for row in rows
     ]  # fmt: skip
@@ -324,7 +350,7 @@ def main() -> int:
         f"{arguments.model}, {len(retrained)} random networks at {arguments.target} of the MACs, each trained for "
         f"{arguments.retrain_epochs} epochs ({arguments.retrain_start}): top-1 {100 * min(spread):.2f} to "
         f"{100 * max(spread):.2f} %.\n\n{first}\n\nRecovered for {arguments.epochs} epochs "
-        f"from the dense weights (the first three come from one search; its seconds are in the first of them):\n\n"
+        f"from the dense weights (the first three come from one supernet and one search):\n\n"
         f"{networks(rows('network', NETWORKS))}\n"
     )
     print(text)
