@@ -15,6 +15,7 @@ from torch.fx import Node
 from curlfx.cost.macs import batch_size
 from curlfx.coupling import Coupling
 from curlfx.coupling.vectors import Ints
+from curlfx.graph.shapes import propagate
 from curlfx.graph.traced import TracedModel
 from curlfx.labels.compact import innermost
 from curlfx.passes.base import Pass
@@ -47,6 +48,7 @@ class Gate(Pass):
         """Insert the gates. Returns whether any channel can be gated."""
         if not self.coupling.total:
             return False
+        propagate(graph)  # the network may have been cast since
         graph.add_buffer(GATES, torch.ones(self.coupling.total + 1, dtype=_dtype(graph.module)))
         masks = Masks(graph, self.coupling)
         nodes = {node.name: node for node in graph.graph.nodes}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from curlfx.cli.job import JOB_HELP, progress_line, show_summary, split_arguments
 from curlfx.cli.tables import show_table
+from curlfx.errors import UsageError
 from curlfx.progress import RichProgress
+
+if TYPE_CHECKING:
+    from curlfx.run.config import RunConfig
 
 
 def search(
@@ -30,6 +34,7 @@ def search(
     resumes = any(override.startswith("resume=") for override in overrides)
     own = [] if resumes else ["search.enabled=true", *(["search.controls=true"] if controls else [])]
     config = load_config(file, [*own, *overrides])
+    _check(config, controls=controls)
     from curlfx.run.runner import run
     from curlfx.run.search import SEARCH
 
@@ -37,6 +42,26 @@ def search(
         result = run(config, progress=progress, say=lambda line: progress_line(progress, line))
     show_summary(result.directory, result.summary)
     show_search(result.directory / SEARCH, result.summary)
+
+
+def _check(config: RunConfig, *, controls: bool) -> None:
+    """Refuse what would not search. Raises: UsageError; OutputError for a folder that is no run directory."""
+    from curlfx.run.directory import RunDirectory
+    from curlfx.run.settings import make_config
+
+    folder = config.resume
+    if folder is None:
+        if not config.search.enabled:
+            raise UsageError("search.enabled=false: this command searches for widths; leave it out, or use curlfx run")
+        if controls and not config.search.controls:
+            raise UsageError("--controls and search.controls=false: leave out one of the two")
+        return
+    if controls:
+        raise UsageError(f"--controls: resume={folder} goes on with that run's own settings; leave it out")
+    directory, settings = RunDirectory.reopen(folder)
+    directory.close()
+    if not make_config(settings).search.enabled:
+        raise UsageError(f"resume={folder}: that run does not search for widths; use curlfx run resume={folder}")
 
 
 def show_search(file: Path, summary: Any) -> None:

@@ -369,6 +369,8 @@ class SearchConfig(Section):
             raise ValueError(str(error)) from error
         if self.ray_address is not None and self.workers == 0:
             raise ValueError("ray_address needs workers: give search.workers too")
+        if self.train.batch_size == 1:
+            raise ValueError("train.batch_size=1: networks are measured on batches of 2 or more images")
         return self
 
     def evolution(self, *, seed: int) -> EvolutionSettings:
@@ -535,9 +537,11 @@ class RunConfig(Section):
     def _alone(cls, value: SearchConfig, others: ValidationInfo) -> SearchConfig:
         if not value.enabled:
             return value
-        for name in ("allocation", "iterative_steps", "per"):
-            if others.data.get(name) not in (None, 1, "auto"):
-                raise ValueError(f"a search chooses all widths itself; leave out {name}={others.data[name]}")
+        for name in ("allocation", "iterative_steps", "per", "floor", "round_to"):
+            default = cls.model_fields[name].default
+            if others.data.get(name, default) != default:
+                own = {"floor": ", or want search.least", "round_to": ", or want search.divisor"}.get(name, "")
+                raise ValueError(f"a search chooses all widths itself; leave out {name}={others.data[name]}{own}")
         if value.start != "dense" and others.data.get("absorb_bias") != "none":
             raise ValueError(f"start={value.start}: biases are absorbed into dense weights only; want start=dense")
         return value

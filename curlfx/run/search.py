@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 from curlfx.cost import CostModel
+from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel
 from curlfx.planning import SlimPlan
 from curlfx.planning.apply import slim as slim_by_plan
@@ -16,6 +17,7 @@ from curlfx.run.job import EVALUATION_BATCH, START, Job, save_tensors
 from curlfx.run.latency import measured_table
 from curlfx.run.space import divided, space_of
 from curlfx.run.subject import random_network
+from curlfx.run.training import measure_norms
 from curlfx.search import Candidate, ProxyData, SearchResult, Space, Supernet, plan_genome, search, train_supernet
 from curlfx.search.workers import open_engine
 
@@ -88,11 +90,9 @@ def _started(job: Job, supernet: Supernet, plan: SlimPlan) -> TracedModel:
     config, device = job.config, str(job.subject.device)
     match config.search.start:
         case "dense":
-            return slim_by_plan(job.traced, plan, job.coupling)
+            return slim_by_plan(job.traced, plan, job.coupling, absorb_bias=config.absorb_bias)
         case "scratch":
-            fresh = job.traced.clone()
-            state = random_network(config, job.subject.data.num_classes).state_dict()
-            fresh.set_parameters({name: tensor for name, tensor in state.items() if name in fresh.tensors()})
+            fresh = trace(random_network(config, job.subject.data.num_classes), (job.subject.example,))
             return slim_by_plan(fresh, plan, job.coupling)
         case "supernet":
             shared = job.traced.clone()
@@ -101,7 +101,8 @@ def _started(job: Job, supernet: Supernet, plan: SlimPlan) -> TracedModel:
             network = slim_by_plan(shared, plan, job.coupling)
             loader = job.data.loader("train", config.search.train.batch_size, seed=config.seed, shuffle=True)
             drawn = itertools.chain.from_iterable(batches(loader, epoch) for epoch in itertools.count())
-            calibration = itertools.islice(drawn, config.search.calibration_batches)
+            usable = (batch for batch in drawn if len(batch[0]) > 1)
+            calibration = itertools.islice(usable, config.search.calibration_batches)
             recalibrate(network.module, calibration, device=device)
             return network
 
@@ -109,12 +110,13 @@ def _started(job: Job, supernet: Supernet, plan: SlimPlan) -> TracedModel:
 def _recovered(job: Job, supernet: Supernet, plan: SlimPlan, name: str) -> float:
     """Accuracy of a control on the test images, started and recovered as the network that was found."""
     recipe = job.config.recovery.of(seed=job.config.seed, device=str(job.subject.device))
-    network = _started(job, supernet, plan).module
+    network = _started(job, supernet, plan)
+    measure_norms(job, network.module)
     recover(
-        network, job.data, recipe, teacher=job.dense, stage=f"recover, {name}", progress=job.progress,
+        network, job.data, recipe, teacher=job.traced, stage=f"recover, {name}", progress=job.progress,
         checkpoint=job.checkpoint(f"control-{name}.pt"), resume=True,
     )  # fmt: skip
-    accuracy = evaluate(network, job.data.loader("test", EVALUATION_BATCH), device=str(job.subject.device))
+    accuracy = evaluate(network.module, job.data.loader("test", EVALUATION_BATCH), device=str(job.subject.device))
     job.say(f"accuracy of the control '{name}': {accuracy:.4f}")
     return accuracy
 

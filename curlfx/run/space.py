@@ -12,6 +12,7 @@ from curlfx.importance import Scores
 from curlfx.run.config import RunConfig
 from curlfx.search import Space, Supernet
 from curlfx.search.budget import Budget
+from curlfx.search.workers import load_ray
 from curlfx.sources import DataSource
 from curlfx.sources.images import held_out
 
@@ -25,14 +26,19 @@ def space_of(config: RunConfig, coupling: Coupling, scores: Scores | None) -> Sp
 def check_search(config: RunConfig, traced: TracedModel, coupling: Coupling) -> None:
     """Refuse a search that cannot end well, before any training.
 
-    Raises: ConfigError for cuts that are none; ModelError for a network that cannot be a supernet; TargetError;
-        BudgetError for a target that its narrowest network misses. What a latency is only a measurement tells, later.
+    Raises: ConfigError for cuts that are none, and for workers without Ray; ModelError for a network that cannot be a
+        supernet; TargetError; BudgetError for a target that its narrowest network misses, or uniform widths as a
+        control. What a latency is only a measurement tells, later.
     """
+    if config.search.workers:
+        load_ray()
     space = space_of(config, coupling, None)
     Supernet(traced, space, config.search.cuts)
     target = {name: amount for name, amount in config.target.as_mapping().items() if name != "latency_ms"}
     if target:
-        Budget(space, CostModel(traced, coupling), target, lower=config.search.lower)
+        budget = Budget(space, CostModel(traced, coupling), target, lower=config.search.lower)
+        if config.search.controls:
+            budget.uniform()
 
 
 def divided(data: DataSource, share: float) -> DataSource:
@@ -44,7 +50,7 @@ def divided(data: DataSource, share: float) -> DataSource:
         return data
     train = data.images("train")
     stay, out = held_out(train.labels, share)
-    if len(stay) == 0 or len(out) == 0:
+    if len(stay) < 2 or len(out) == 0:
         raise DataError(
             f"search.held_out = {share}: {len(stay)} images of {data.name} would be left for training, and {len(out)} "
             "to judge by; want another share"

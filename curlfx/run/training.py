@@ -75,13 +75,21 @@ def recalibrate(job: Job) -> Result:
     wanted, network = job.config.recovery.recalibrate_batches, job.slim.module
     if wanted == 0:
         return {"batches": 0, "norms": 0, "accuracy": None}
-    loader = job.data.loader("train", job.config.recovery.batch_size, seed=job.config.seed, shuffle=True)
-    epochs = -(-wanted // len(loader))
-    drawn = itertools.chain.from_iterable(batches(loader, epoch) for epoch in range(epochs))
-    norms = measure(network, itertools.islice(drawn, wanted), device=str(job.subject.device))
+    norms = measure_norms(job, network)
     accuracy = _accuracy(job, network, "recalibrated", f"after measuring {norms} BatchNorms on {wanted} batches")
     save_tensors(network, job.file(SLIM), plan="plan.json")
     return {"batches": wanted, "norms": norms, "accuracy": accuracy}
+
+
+def measure_norms(job: Job, network: nn.Module) -> int:
+    """Measure BatchNorm's statistics of a slim network on as many batches as its recovery asks for; how many were."""
+    wanted = job.config.recovery.recalibrate_batches
+    if wanted == 0:
+        return 0
+    loader = job.data.loader("train", job.config.recovery.batch_size, seed=job.config.seed, shuffle=True)
+    epochs = -(-wanted // len(loader))
+    drawn = itertools.chain.from_iterable(batches(loader, epoch) for epoch in range(epochs))
+    return measure(network, itertools.islice(drawn, wanted), device=str(job.subject.device))
 
 
 def overparam(job: Job) -> Result:

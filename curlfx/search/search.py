@@ -119,6 +119,7 @@ def search(
     settings, space = settings or EvolutionSettings(), supernet.space
     costs = costs or CostModel(supernet.network, space.coupling)
     budget = Budget(space, costs, target, lower=lower)
+    uniform = budget.uniform() if controls else None
     judge = make_proxy(proxy, supernet, data)
     ledger = Ledger(question(proxy, supernet, data), state)
     evaluate = Evaluator(judge, engine or InProcess(judge), ledger)
@@ -133,7 +134,7 @@ def search(
 
     known = evolve(space, budget, evaluate, settings, watch=watch)
     found = [Candidate(genome, value, budget.cost(genome)) for genome, value in known.items()]
-    others = _controls(budget, evaluate, len(known), settings.seed) if controls else {}
+    others = {} if uniform is None else _controls(uniform, budget, evaluate, len(known), settings.seed)
     quantity = QUANTITIES[budget.targets[0].quantity]
     chosen = front([float(quantity(one.cost)) for one in found], [one.value for one in found])
     return SearchResult(
@@ -180,10 +181,10 @@ def _best(found: Sequence[Candidate]) -> Candidate:
     return min(found, key=lambda one: (one.value, one.genome))
 
 
-def _controls(budget: Budget, evaluate: Evaluator, count: int, seed: int) -> dict[str, Candidate]:
+def _controls(uniform: Genome, budget: Budget, evaluate: Evaluator, count: int, seed: int) -> dict[str, Candidate]:
     own = int(np.random.SeedSequence((seed, 1)).generate_state(1)[0])  # other networks than the first generation's
     found: dict[str, Candidate] = {}
-    for name, genomes in (("uniform", [budget.uniform()]), ("random", random_genomes(budget, count, own))):
+    for name, genomes in (("uniform", [uniform]), ("random", random_genomes(budget, count, own))):
         pairs = zip(genomes, evaluate(genomes), strict=True)
         found[name] = _best([Candidate(genome, value, budget.cost(genome)) for genome, value in pairs])
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -35,15 +36,13 @@ class Recipe:
     """
 
     def __init__(self, supernet: Supernet, data: ProxyData, name: ProxyName) -> None:
-        self._network: TracedModel = supernet.network.clone().to("cpu")
+        self._network: TracedModel = copy.deepcopy(supernet.network).to("cpu")  # a clone shares what `to` moves
         self._space: Space = supernet.space
         self._cuts = tuple(stage.end for stage in supernet.stages[:-1])
         self.device, self._name, self._data = supernet.device.type, name, data.to(torch.device("cpu"))
-        self._threads = torch.get_num_threads()
 
     def make(self) -> Proxy:
-        """The proxy, which gives the numbers that it gives in the process it came from."""
-        torch.set_num_threads(self._threads)
+        """The proxy, which gives the numbers that it gives in the process it came from, up to the rounding of sums."""
         supernet = Supernet(self._network, self._space, self._cuts, device=self.device)
         return make_proxy(self._name, supernet, self._data)
 
@@ -52,8 +51,12 @@ _made: dict[str, Proxy] = {}
 
 
 def measure_part(key: str, recipe: Callable[[], bytes], part: Part) -> float:
-    """The number of one part, in a worker; the proxy is made once per worker, and what it is made from fetched once."""
+    """The number of one part, in a worker; the proxy is made once per worker, and what it is made from fetched once.
+
+    A worker computes with one thread: it has one core, and numbers do not depend on the machine it is on.
+    """
     if key not in _made:
+        torch.set_num_threads(1)
         _made.clear()
         _made[key] = pickle.loads(recipe()).make()  # noqa: S301 - the driver's own bytes
     return _made[key].measure(part)
@@ -72,12 +75,13 @@ class RayEngine:
     """
 
     def __init__(self, recipe: Recipe, workers: int, address: str | None = None) -> None:
-        self._ray = _ray()
+        self._ray = load_ray()
         self._started = not self._ray.is_initialized()
         self._workers = workers
+        shipped = to_bytes(recipe)  # may refuse: before anything is started
         if self._started:
             self._init(address)
-        held = self._ray.put(to_bytes(recipe))
+        held = self._ray.put(shipped)
         self._key, self._recipe = held.hex(), partial(self._ray.get, held)
         self._task = self._ray.remote(num_cpus=1, num_gpus=int(recipe.device == "cuda"), max_retries=AGAIN)(
             measure_part
@@ -99,7 +103,7 @@ class RayEngine:
         try:
             return float(self._ray.get(reference))
         except self._ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise CheckError(
                 f"search: a worker failed ({reason}); what was measured is kept, go on with fewer workers or workers=0"
             ) from error
@@ -114,9 +118,8 @@ class RayEngine:
         try:
             self._ray.init(log_to_driver=False, include_dashboard=False, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"ray_address = {address}: no Ray cluster there ({str(error).splitlines()[0]})"
-            ) from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(f"ray_address = {address}: no Ray cluster there ({reason})") from error
 
 
 @contextmanager
@@ -134,7 +137,8 @@ def open_engine(
         engine.close()
 
 
-def _ray() -> Any:
+def load_ray() -> Any:
+    """The package. Raises: ConfigError where it is not installed."""
     try:
         import ray
     except ImportError as error:

@@ -192,3 +192,15 @@ def test_a_group_that_is_gone_is_no_number_over_zero():
     module, _ = gated(net, statistics="kept")
     set_gates(module, torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0, 1]))
     assert bool(torch.isfinite(module(*drawn(IMAGE))).all())
+
+
+@pytest.mark.parametrize("example", [True, False])
+def test_a_network_that_was_cast_is_gated_in_its_new_type(example):
+    """Types that were found at the trace are others after a cast."""
+    traced, coupling = made(chain())
+    (x,) = drawn(IMAGE)
+    wanted = traced.module(x)
+    (traced if example else traced.module).to(torch.float32)
+    found = Gate(coupling)(traced).module(x.float())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,19 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from torch.testing import assert_close
 
 from curlfx.cli import main
 from curlfx.errors import BudgetError, ConfigError, DataError
 from curlfx.planning import SlimPlan
+from curlfx.recovery.checkpoint import Checkpoint
 from curlfx.run import search as run_search
+from curlfx.run.directory import RunDirectory
 from curlfx.run.recheck import recheck
 from curlfx.run.runner import RunResult, run
+from curlfx.run.settings import make_config
+from curlfx.search import SearchResult, search
+from curlfx.search.budget import Budget
 
 SMALL = {
     "enabled": True, "least": 0.25, "step": 0.25, "population": 5, "parents": 2, "mutants": 2, "crossovers": 2,
@@ -31,8 +39,9 @@ class Killed(BaseException):
 
 @pytest.fixture
 def job(tiny_job: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    plain = {name: value for name, value in tiny_job.items() if name != "round_to"}
     return {
-        **tiny_job, "importance": "magnitude", "train": {"epochs": 0}, "recovery": {"epochs": 1}, "search": SMALL,
+        **plain, "importance": "magnitude", "train": {"epochs": 0}, "recovery": {"epochs": 1}, "search": SMALL,
         "out": tmp_path / "run",
     }  # fmt: skip
 
@@ -89,6 +98,55 @@ def test_what_the_recovery_starts_from(job: dict[str, Any], start: str) -> None:
     assert (moved, measured) == ((True, True) if start == "supernet" else (False, False))
 
 
+def test_scratch_are_random_weights_also_where_they_are_computed(job: dict[str, Any]) -> None:
+    """Weight normalisation is folded when the network is traced: the trained weight must not stay."""
+    changed = {"model": job["model"].replace("residual", "normed"), "train": {"epochs": 1}, "recovery": {"epochs": 0}}
+    result = run({**job, **changed, "search": {**SMALL, "start": "scratch"}})
+    slim = safetensors.torch.load_file(result.directory / "slim.safetensors")
+    plan = SlimPlan.load(result.directory / "plan.json")
+    from tests.run.tiny_networks import normed
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weight = normed().inner.weight.detach()
+    rows, columns = (list(plan.keep.get(f"{name}.weight", range(16))) for name in ("inner", "stem"))
+    assert_close(slim["inner.weight"], weight[rows][:, columns])
+
+
+def test_controls_are_started_and_recovered_as_what_was_found(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A control with the widths that were found ends in the same weights."""
+
+    def alike(*arguments: Any, **options: Any) -> SearchResult:
+        found = search(*arguments, **options)
+        return replace(found, controls={"uniform": found.best})
+
+    monkeypatch.setattr(run_search, "search", alike)
+    recovery = {"epochs": 1, "recalibrate_batches": 2}
+    wanted = {**SMALL, "start": "dense", "controls": True}
+    result = run({**job, "train": {"epochs": 1}, "absorb_bias": "mean", "recovery": recovery, "search": wanted})
+    saved = [Checkpoint.load(result.directory / "checkpoints" / name) for name in ("recover.pt", "control-uniform.pt")]
+    assert all(torch.equal(tensor, saved[1].model[name]) for name, tensor in saved[0].model.items())
+    assert found_in(result)["controls"]["uniform"]["accuracy"] == result.summary["slim"]["accuracy"]
+
+
+def test_what_only_controls_or_workers_miss_is_refused_before_any_training(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(_: Budget) -> None:
+        raise BudgetError("uniform widths miss it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Budget, "uniform", unreachable)
+        with pytest.raises(BudgetError, match="uniform widths miss it"):
+            run({**job, "search": {**SMALL, "controls": True}})
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match="workers: Ray is not installed"):
+        run({**job, "search": {**SMALL, "workers": 2}})
+    assert not job["out"].exists()
+
+
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
@@ -96,6 +154,9 @@ def test_what_the_recovery_starts_from(job: dict[str, Any], start: str) -> None:
         ({"target": {"macs": "1%"}}, BudgetError, "the narrowest network of the search space has"),
         ({"allocation": "uniform"}, ConfigError, "search: a search chooses all widths itself; leave out allocation"),
         ({"iterative_steps": 2}, ConfigError, "leave out iterative_steps=2"),
+        ({"floor": 0.1}, ConfigError, "leave out floor=0.1, or want search.least"),
+        ({"round_to": 4}, ConfigError, "leave out round_to=4, or want search.divisor"),
+        ({"search": {**SMALL, "train": {"batch_size": 1}}}, ConfigError, "measured on batches of 2 or more images"),
         ({"train": {"epochs": 2}, "gradual": {"interval": 1}}, ConfigError, "does not go with search.enabled"),
         ({"absorb_bias": "exact"}, ConfigError, "biases are absorbed into dense weights only"),
         ({"search": {**SMALL, "mutants": 9}}, ConfigError, "mutants = 9 and crossovers = 2: want at most population"),
@@ -112,6 +173,25 @@ def test_what_cannot_end_well_is_refused_before_anything_is_written(
         run({**job, **changed})
     assert message in str(caught.value)
     assert not job["out"].exists()
+
+
+def test_the_command_line_refuses_what_would_not_search(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none, settings = tmp_path / "none", make_config({**job, "search": {"enabled": False}}).resolved()
+    RunDirectory.create(tmp_path / "plain", "plain", settings).close()
+    for arguments, message in (
+        (["search.enabled=false", f"out={none}"], "search.enabled=false: this command searches for widths"),
+        (["--controls", "search.controls=false", f"out={none}"], "leave out one of the two"),
+        ([f"resume={tmp_path / 'plain'}"], "that run does not search for widths; use curlfx run resume="),
+        ([f"resume={tmp_path / 'plain'}", "--controls"], "goes on with that run's own settings; leave it out"),
+    ):
+        monkeypatch.setattr("sys.argv", ["curlfx", "search", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+    assert not none.exists()
 
 
 def test_the_command_line(

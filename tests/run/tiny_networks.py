@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations
 
 
 class Residual(nn.Module):
@@ -44,6 +45,12 @@ def normed(num_classes: int = 10) -> nn.Module:
 
 def residual(num_classes: int = 10) -> nn.Module:
     return Residual(num_classes)
+
+
+def normed(num_classes: int = 10) -> nn.Module:
+    network = Residual(num_classes)
+    parametrizations.weight_norm(network.inner)
+    return network
 
 
 def undecided(num_classes: int = 10) -> nn.Module:

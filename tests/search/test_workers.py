@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -109,13 +110,44 @@ def test_graphs_and_couplings_travel(case: Case) -> None:
     assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
 
 
+def test_a_recipe_holds_weights_of_its_own(net: Supernet, data: ProxyData) -> None:
+    """What is moved to the CPU for the workers must not move the supernet along."""
+    held = {id(tensor) for tensor in net.network.tensors().values()}
+    found = Recipe(net, data, "stages")._network.tensors()
+    assert found.keys() == net.network.tensors().keys()
+    assert held.isdisjoint(map(id, found.values()))
+
+
+class Untouched:
+    """Ray that is installed and not running."""
+
+    started = False
+
+    def is_initialized(self) -> bool:
+        return self.started
+
+    def init(self, **_: object) -> None:
+        self.started = True
+
+
+def test_ray_is_not_started_for_what_cannot_travel(
+    net: Supernet, data: ProxyData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray, recipe = Untouched(), Recipe(net, data, "stages")
+    recipe.make = lambda: None  # type: ignore[method-assign,assignment,return-value]
+    monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="cannot be sent to another process"):
+        RayEngine(recipe, 2)
+    assert not ray.started
+
+
 def test_what_cannot_travel_is_told() -> None:
     with pytest.raises(UsageError, match=r"cannot be sent to another process .* want workers=0"):
         to_bytes(lambda: None)
 
 
 def test_without_ray_it_says_what_to_install(net: Supernet, data: ProxyData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(ConfigError, match=r"pip install 'curlfx\[search\]', or workers=0"),
         open_engine(net, data, "stages", 2),
@@ -133,14 +165,16 @@ class Failing:
             pass
 
     def get(self, reference: object) -> float:
-        raise self.exceptions.RayError("task\nValueError: no image")
+        raise self.exceptions.RayError(reference)
 
 
 def test_a_worker_that_fails_ends_the_search(net: Supernet) -> None:
     engine = RayEngine.__new__(RayEngine)
     engine._ray = Failing()
     with pytest.raises(CheckError, match=r"a worker failed \(ValueError: no image\); what was measured is kept"):
-        engine._value(None)
+        engine._value("task\nValueError: no image")
+    with pytest.raises(CheckError, match=r"a worker failed \(RayError\)"):
+        engine._value("")
 
 
 @needs_ray
