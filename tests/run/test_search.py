@@ -100,15 +100,16 @@ def test_what_the_recovery_starts_from(job: dict[str, Any], start: str) -> None:
 
 def test_scratch_are_random_weights_also_where_they_are_computed(job: dict[str, Any]) -> None:
     """Weight normalisation is folded when the network is traced: the trained weight must not stay."""
-    changed = {"model": job["model"].replace("residual", "normed"), "train": {"epochs": 1}, "recovery": {"epochs": 0}}
-    result = run({**job, **changed, "search": {**SMALL, "start": "scratch"}})
+    changed = {"train": {"epochs": 1}, "recovery": {"epochs": 0}}
+    model = job["model"].replace("residual", "weight_normed")
+    result = run({**job, **changed, "model": model, "search": {**SMALL, "start": "scratch"}})
     slim = safetensors.torch.load_file(result.directory / "slim.safetensors")
     plan = SlimPlan.load(result.directory / "plan.json")
-    from tests.run.tiny_networks import normed
+    from tests.run.tiny_networks import weight_normed
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        weight = normed().inner.weight.detach()
+        weight = weight_normed().inner.weight.detach()
     rows, columns = (list(plan.keep.get(f"{name}.weight", range(16))) for name in ("inner", "stem"))
     assert_close(slim["inner.weight"], weight[rows][:, columns])
 

@@ -47,7 +47,7 @@ def residual(num_classes: int = 10) -> nn.Module:
     return Residual(num_classes)
 
 
-def normed(num_classes: int = 10) -> nn.Module:
+def weight_normed(num_classes: int = 10) -> nn.Module:
     network = Residual(num_classes)
     parametrizations.weight_norm(network.inner)
     return network
