@@ -138,6 +138,29 @@ def test_inner_keeps_what_residual_sums_tie() -> None:
         scored(network, coupling, [(images, classes)], policy="both")
 
 
+class PooledTwice(nn.Module):
+    """Channels gated as in CBAM: the gate holds a sum of two poolings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return self.head((x * torch.sigmoid(x.mean(1, keepdim=True) + x.amax(1, keepdim=True))).mean(1))
+
+
+def test_a_sum_inside_a_gate_ties_nothing() -> None:
+    network, coupling = traced_and_coupled(PooledTwice().double(), (7, 6))
+    images, classes = torch.randn(5, 7, 6, dtype=torch.float64), torch.tensor([0, 3, 2, 1, 1])
+    for policy in ("tied", "inner"):
+        found = scored(network, coupling, [(images, classes)], policy=policy, class_weights=False)["stem.weight"]
+        maps = relevance(network, images, classes)
+        per_class = [maps.at("linear").mean(1)[classes == label].mean(0) for label in range(4)]
+        want = torch.stack(per_class).mean(0).abs()
+        np.testing.assert_allclose(found, (want / want.norm()).numpy(), rtol=1e-6)
+
+
 class Attentive(nn.Module):
     """Queries and keys with channels of their own, values gated by a squeeze."""
 
@@ -169,6 +192,20 @@ def test_an_op_without_a_rule_is_named() -> None:
         score(network, couple(network), "relevance", [case.inputs(3)[0]])
 
 
+WITHOUT_RELEVANCE = {
+    "squeeze_excitation": {"body.1.reduce.weight": 3},
+    "selective_kernel": {"body.reduce.weight": 3},
+    "attention_fused": {"body.qkv.weight": 8},
+    "attention_fused_matmul": {"body.qkv.weight": 8},
+    "attention_separate": {"body.query.weight": 8},
+    "attention_separate_matmul": {"body.query.weight": 8},
+    "transformer": {"attention.in_proj_weight": 8},
+    "cbam": {"body.reduce.weight": 3},
+    "cbam_max_of_dim": {"body.reduce.weight": 3},
+}
+"""By fixture and group, how many channels there are of hidden layers of gates, and of queries and keys."""
+
+
 @pytest.mark.parametrize("name", [name for name in FIXTURES if name != "unknown_op"])
 def test_every_fixture_gets_finite_scores(name: str) -> None:
     case = FIXTURES[name]
@@ -178,9 +215,12 @@ def test_every_fixture_gets_finite_scores(name: str) -> None:
     found = score(network, coupling, "relevance", [case.inputs(3)[0]])
     found.check(coupling)
     assert show(network) == before
-    assert all(((values >= 0) & (values <= KEPT)).all() for values in found.values.values())
+    kept = {group: int((values == KEPT).sum()) for group, values in found.values.items()}
+    assert {group: count for group, count in kept.items() if count} == WITHOUT_RELEVANCE.get(name, {})
     scores = np.concatenate([np.zeros(0), *found.values.values()])
-    assert not scores.size or scores.max() > 0
+    scores = scores[scores != KEPT]
+    assert ((scores >= 0) & (scores <= 1)).all()
+    assert scores.any() or not scores.size
 
 
 def test_a_network_in_training_mode_is_scored_in_evaluation_mode_and_stays_in_training() -> None:
