@@ -72,16 +72,16 @@ class Place:
 
 
 def find_places(traced: TracedModel, coupling: Coupling, network: Propagation) -> list[Place]:
-    """Where channels can be looked at: behind sums of two tensors that depend on the images, and layers with weights."""
+    """Where channels can be looked at: layers with weights, and sums of two tensors that depend on the images."""
     found: list[tuple[Node, Ints, bool]] = []
     for node in network.nodes:
         name = op_name(node)
         both = len({source for source in node.all_input_nodes if network.is_live(source)}) > 1
         if not network.is_live(node) or not (name in _LAYERS or (name in _SUMS and both)):
             continue
-        for array in coupling.channels_in(coupling.labels(node.name)):
-            if array.ndim == node.meta["val"].ndim and array.shape[0] == 1:
-                found.append((node, array, name in _SUMS))
+        arrays = coupling.channels_in(coupling.labels(node.name))
+        shaped = [array for array in arrays if array.ndim == node.meta["val"].ndim and array.shape[0] == 1]
+        found.extend((node, array, name in _SUMS) for array in shaped)
     size = batch_size(traced)
     return [_place(node, array, is_sum, size, network.device) for node, array, is_sum in found]
 

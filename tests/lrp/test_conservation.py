@@ -1,5 +1,6 @@
 """Relevance is neither made nor lost: for every family of ops, in float64, without biases, at every cut."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -76,6 +77,11 @@ def shuffled(x: Tensor) -> Tensor:
     return functional.pixel_unshuffle(functional.pixel_shuffle(x[:, :4], 2), 2).repeat(1, 2, 1, 1)[:, :CHANNELS]
 
 
+def factor(x: Tensor, *shape: int) -> Tensor:
+    """Numbers of both signs."""
+    return torch.linspace(-1, 2, math.prod(shape), dtype=x.dtype).reshape(shape)
+
+
 def conv(**options: object) -> nn.Module:
     return nn.Conv2d(CHANNELS, CHANNELS, 3, bias=False, **options)
 
@@ -96,6 +102,14 @@ MIDDLES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     ),
     "linear": lambda: nn.Linear(SIZE, 4, bias=False),
     "matmul": lambda: lambda x: torch.matmul(x, torch.linspace(-1, 2, 36, dtype=x.dtype).reshape(SIZE, 4)),
+    "mm": lambda: lambda x: torch.mm(x.flatten(0, 2), factor(x, SIZE, 4)).reshape(*x.shape[:3], 4),
+    "mv": lambda: lambda x: torch.mv(x.flatten(0, 2), factor(x, SIZE)).reshape(x.shape[:3]),
+    "addmm": lambda: lambda x: torch.addmm(x.new_zeros(4), x.flatten(0, 2), factor(x, SIZE, 4), alpha=-0.5).reshape(
+        *x.shape[:3], 4
+    ),
+    "baddbmm": lambda: lambda x: torch.baddbmm(
+        factor(x, 1, 1), x.flatten(2), x.flatten(2).transpose(1, 2), beta=2, alpha=-0.5
+    ),
     "bmm of two": lambda: lambda x: torch.bmm(x.flatten(2), x.flatten(2).transpose(1, 2)).unsqueeze(3),
     "einsum": lambda: lambda x: torch.einsum("nchw,nchv->ncwv", x, x),
     "attention": lambda: SelfAttention(fused=True),
@@ -154,6 +168,18 @@ def test_alpha_beta_conserves_at_every_cut(name: str, positive: bool) -> None:
     per_image = found.maps.sum((1, 2, 3))
     assert not sums.absorbed
     torch.testing.assert_close(per_image, torch.ones_like(per_image), rtol=1e-9, atol=0)
+
+
+def test_a_scalar_product_conserves() -> None:
+    class Dot(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.dot(x[0], factor(x, 5))
+
+    images = torch.randn(2, 5, dtype=torch.float64)
+    sums = relevance(trace(Dot(), (images,)), images).conservation()
+    assert sums.error < 1e-12
+    assert sums.maps == pytest.approx(2, rel=1e-12)
+    assert not sums.absorbed
 
 
 @pytest.mark.parametrize("name", ["convolution", "transposed", "linear", "attention", "residual", "average pool"])
