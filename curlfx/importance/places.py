@@ -64,7 +64,8 @@ class Place:
     def heard(self) -> Bools:
         """Which of its channels relevance can get to here, or did ``(C,)``."""
         got = [(row != 0).cpu().numpy() for row in self.sums.values()]
-        return np.logical_or.reduce([self.reached, *got])
+        heard: Bools = np.logical_or.reduce([self.reached, *got])
+        return heard
 
     def add(self, label: int, relevance: Tensor) -> None:
         """Add the relevance ``(C,)`` of images of a class."""
