@@ -24,7 +24,7 @@ from curlfx.progress import StepEvent, StepTimer
 
 Policy = Literal["tied", "inner"]
 KEPT = 2.0
-"""Score of channels that must not go: above all others, which are at most 1."""
+"""Score of channels that go last, when nothing else is left: above all others, which are at most 1."""
 _LEAST_ACCURACY = 1e-3
 _LEAST_NORM = 1e-9
 _MEMORY = 512 << 20
@@ -52,7 +52,8 @@ def feature_relevance(
     Args:
         request: What is asked.
         settings: Of relevance propagation.
-        policy: ``inner`` keeps channels that residual sums tie, as the paper does: they get `KEPT`.
+        policy: ``inner`` gives channels that residual sums tie `KEPT`, so that they go last, when nothing else is left;
+            freeze them to keep them, as the paper does.
         class_weights: Whether weak classes count more.
         rules: Rules for ops of one's own.
 
