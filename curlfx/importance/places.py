@@ -36,7 +36,7 @@ class Place:
         numbers: The channels, ascending, ``(C,)``.
         position: Which of them each element along the axes is, ``len(numbers)`` for one that stays.
         counts: How many elements each has ``(C,)``.
-        wanted: Which of them this place says something of ``(C,)``.
+        is_sum: Whether it is a sum, not a layer.
         merged: The batch is no axis of its own.
         reached: Which of them relevance can get to here ``(C,)``.
         sums: By class, relevance summed over images ``(C,)``.
@@ -47,7 +47,7 @@ class Place:
     numbers: Ints
     position: Tensor
     counts: Tensor
-    wanted: Bools
+    is_sum: bool
     merged: bool
     reached: Bools
     sums: dict[int, Tensor] = field(default_factory=dict)
@@ -60,35 +60,48 @@ class Place:
         result.index_add_(1, self.position, each.reshape(len(relevance), -1))
         return result[:, :-1] / self.counts
 
+    @property
+    def heard(self) -> Bools:
+        """Which of its channels relevance can get to here, or did ``(C,)``."""
+        got = [(row != 0).cpu().numpy() for row in self.sums.values()]
+        heard: Bools = np.logical_or.reduce([self.reached, *got])
+        return heard
+
     def add(self, label: int, relevance: Tensor) -> None:
         """Add the relevance ``(C,)`` of images of a class."""
         self.sums[label] = self.sums[label] + relevance if label in self.sums else relevance
 
 
-def find_places(traced: TracedModel, coupling: Coupling, network: Propagation) -> tuple[list[Place], Bools]:
-    """Where channels are looked at, and which channels residual sums tie ``(N + 1,)``.
-
-    That is behind every sum of two tensors that depend on the images; for channels that occur at none, behind every
-    layer with weights that has them in its output.
-    """
-    tied = np.zeros(coupling.total + 1, np.bool_)
+def find_places(traced: TracedModel, coupling: Coupling, network: Propagation) -> list[Place]:
+    """Where channels can be looked at: layers with weights, and sums of two tensors that depend on the images."""
     found: list[tuple[Node, Ints, bool]] = []
     for node in network.nodes:
         name = op_name(node)
         both = len({source for source in node.all_input_nodes if network.is_live(source)}) > 1
         if not network.is_live(node) or not (name in _LAYERS or (name in _SUMS and both)):
             continue
-        for array in coupling.channels_in(coupling.labels(node.name)):
-            if array.ndim == node.meta["val"].ndim and array.shape[0] == 1:
-                found.append((node, array, name in _SUMS))
-                if name in _SUMS:
-                    tied[np.unique(array)] = True
-    tied[0] = False
+        arrays = coupling.channels_in(coupling.labels(node.name))
+        shaped = [array for array in arrays if array.ndim == node.meta["val"].ndim and array.shape[0] == 1]
+        found.extend((node, array, name in _SUMS) for array in shaped)
     size = batch_size(traced)
-    return [_place(node, array, tied == is_sum, size, network.device) for node, array, is_sum in found], tied
+    return [_place(node, array, is_sum, size, network.device) for node, array, is_sum in found]
 
 
-def _place(node: Node, array: Ints, wanted: Bools, size: int, device: torch.device) -> Place:
+def tied_by_sums(places: Sequence[Place], total: int) -> Bools:
+    """Channels that a sum ties which relevance gets to ``(N + 1,)``: a sum inside a gate (CBAM) ties none.
+
+    Args:
+        places: With all relevance that they got.
+        total: Number of channels N.
+    """
+    tied = np.zeros(total + 1, np.bool_)
+    for place in places:
+        if place.is_sum:
+            tied[place.numbers[place.heard]] = True
+    return tied
+
+
+def _place(node: Node, array: Ints, is_sum: bool, size: int, device: torch.device) -> Place:
     numbers = np.unique(array[array > 0])
     position = np.where(array > 0, np.searchsorted(numbers, array), numbers.size).reshape(-1)
     counts = np.bincount(position, minlength=numbers.size + 1)[:-1]
@@ -98,7 +111,7 @@ def _place(node: Node, array: Ints, wanted: Bools, size: int, device: torch.devi
         numbers,
         torch.from_numpy(position).to(device),
         torch.from_numpy(counts).to(device),
-        wanted[numbers],
+        is_sum,
         node.meta["val"].shape[0] != size,
         np.zeros(numbers.size, np.bool_),
     )

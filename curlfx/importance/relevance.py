@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from curlfx.coupling import GroupId
 from curlfx.errors import ConfigError, DataError
-from curlfx.importance.places import Place, by_node, find_places, note_reached, of_one_output
+from curlfx.importance.places import Bools, Place, by_node, find_places, note_reached, of_one_output, tied_by_sums
 from curlfx.importance.request import Request
 from curlfx.importance.scores import Values
 from curlfx.lrp.call import PAPER, Flow, Rule, Settings
@@ -24,7 +24,7 @@ from curlfx.progress import StepEvent, StepTimer
 
 Policy = Literal["tied", "inner"]
 KEPT = 2.0
-"""Score of channels that must not go: above all others, which are at most 1."""
+"""Score of channels that go last, when nothing else is left: above all others, which are at most 1."""
 _LEAST_ACCURACY = 1e-3
 _LEAST_NORM = 1e-9
 _MEMORY = 512 << 20
@@ -52,7 +52,8 @@ def feature_relevance(
     Args:
         request: What is asked.
         settings: Of relevance propagation.
-        policy: ``inner`` keeps channels that residual sums tie, as the paper does: they get `KEPT`.
+        policy: ``inner`` gives channels that residual sums tie `KEPT`, so that they go last, when nothing else is left;
+            freeze them to keep them, as the paper does.
         class_weights: Whether weak classes count more.
         rules: Rules for ops of one's own.
 
@@ -72,7 +73,7 @@ def feature_relevance(
     if not coupling.total:
         return {}
     network = Propagation(request.traced, settings, rules)
-    places, tied = find_places(request.traced, coupling, network)
+    places = find_places(request.traced, coupling, network)
     example = pytree.tree_leaves(request.traced.example_inputs)[0]
     note_reached(Propagation(request.traced, replace(settings, reach=True), rules), example, places)
     tally = _Tally()
@@ -89,7 +90,8 @@ def feature_relevance(
             left = timer.seconds_left(number) if number <= batches else None
             request.progress.on_step(StepEvent("score", 0, number, max(batches, number), seconds_left=left))
     weights = tally.weights() if class_weights else dict.fromkeys(tally.images, 1.0)
-    values = _scores(places, tally, weights, coupling.total)
+    tied = tied_by_sums(places, coupling.total)
+    values = _scores(places, tied, tally, weights)
     unreached = ~np.isfinite(values)
     request.details["channels_without_relevance"] = int(unreached[1:].sum())
     request.details["accuracy_permille"] = round(1000 * tally.accuracy)
@@ -181,17 +183,17 @@ def _spread(classes: Tensor, logits: Tensor) -> Tensor:
     return classes.reshape(len(logits), *[1] * (logits.ndim - 2)).expand(shape) if classes.ndim == 1 else classes
 
 
-def _scores(places: Sequence[Place], tally: _Tally, weights: Mapping[int, float], total: int) -> Values:
+def _scores(places: Sequence[Place], tied: Bools, tally: _Tally, weights: Mapping[int, float]) -> Values:
     """The score of every channel ``(N + 1,)``, NaN where no place says anything of it."""
-    sums, counts = np.zeros(total + 1), np.zeros(total + 1)
+    sums, counts = np.zeros(tied.size), np.zeros(tied.size)
     for place in places:
         if not place.sums:
             continue
         classes = torch.stack([row * (weights[label] / tally.images[label]) for label, row in place.sums.items()])
         mean = (classes.sum(0) / len(tally.images)).abs().cpu().numpy()
         score = mean / (np.linalg.norm(mean) + _LEAST_NORM)
-        says = place.wanted & (place.reached | (mean > 0))
+        says = (tied[place.numbers] == place.is_sum) & place.heard
         sums[place.numbers[says]] += score[says]
         counts[place.numbers[says]] += 1
-    values: Values = np.divide(sums, counts, out=np.full(total + 1, np.nan), where=counts > 0)
+    values: Values = np.divide(sums, counts, out=np.full(tied.size, np.nan), where=counts > 0)
     return values

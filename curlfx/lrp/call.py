@@ -80,7 +80,7 @@ class Call:
 
     Attributes:
         clips: How many elements of the output cancelled to nearly nothing, see `curlfx.lrp.distribute.proportional`.
-        idle: Relevance of sums of nothing but zeros: their bias spoke, and no input gets it.
+        idle: Relevance that no input gets: of sums of nothing but zeros, whose bias spoke, and of numbers filled in.
     """
 
     def __init__(

@@ -43,7 +43,10 @@ def addmm(call: Call, relevance: Tensor) -> Parts:
     first, second = ("batch1", "batch2") if "batch1" in call.arguments else ("mat1", "mat2")
     if call.carries("self"):
         _refuse(call, "what it adds depends on the images")
-    return _product(call, relevance, first, second, lambda a, b: call.run(**{first: a, second: b, "beta": 0}))
+    bare = {"beta": 0, "alpha": 1}
+    return _product(
+        call, relevance, first, second, lambda a, b: call.run(**{first: a, second: b, **bare}), call["alpha"]
+    )
 
 
 def matmul(call: Call, relevance: Tensor) -> Parts:
@@ -94,7 +97,8 @@ def attention(call: Call, relevance: Tensor) -> Parts:
     return {"value": _weighted(call, relevance, call["value"], lambda value: call.run(value=value))}
 
 
-def _product(call: Call, relevance: Tensor, first: str, second: str, product: Product) -> Parts:
+def _product(call: Call, relevance: Tensor, first: str, second: str, product: Product, scale: float = 1) -> Parts:
+    """Relevance of two factors; the output is ``scale`` times their product."""
     live = [name for name in (first, second) if call.carries(name)]
     if len(live) == 2:
         gate = gate_among([call.node_of(name) for name in live], call.is_live)
@@ -103,7 +107,7 @@ def _product(call: Call, relevance: Tensor, first: str, second: str, product: Pr
     for name in live:
         other = second if name == first else first
         swapped = product if name == first else lambda x, w: product(w, x)
-        parts[name] = _through(call, relevance / len(live), call[name], call[other], swapped)
+        parts[name] = _through(call, relevance / len(live), call[name], call[other] * scale, swapped)
     return parts
 
 

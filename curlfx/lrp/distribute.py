@@ -59,7 +59,7 @@ def _alpha_beta_coefficients(call: Call, raising: Tensor, lowering: Tensor, rele
     limits = torch.finfo(relevance.dtype)
     least = (raising - lowering) * (_ROUNDING * limits.eps) + limits.tiny / limits.eps
     some = raising > least, -lowering > least
-    call.idle += _total_where(~(some[0] | some[1]), relevance)
+    call.idle += total_where(~(some[0] | some[1]), relevance)
     alpha = torch.where(some[1], call.settings.alpha, 1.0).to(relevance.dtype)
     beta = torch.where(some[0], -call.settings.beta, 1.0).to(relevance.dtype)
     return [
@@ -117,7 +117,7 @@ def proportional(
         sum_of = torch.where(cancelled, torch.where(value < 0, -least, least), value)
         share = _quotient(relevance, sum_of)
         rest = torch.where(cancelled, _quotient(relevance - share * value, size), 0)
-    call.idle += _total_where((size == 0) & (value == 0), relevance)
+    call.idle += total_where((size == 0) & (value == 0), relevance)
     clips = int((cancelled & (relevance != 0)).sum())
     gradients = torch.autograd.grad(y, leaves, share, retain_graph=clips > 0)
     parts = [leaf.detach() * gradient for leaf, gradient in zip(leaves, gradients, strict=True)]
@@ -130,10 +130,11 @@ def proportional(
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:
     first, *others = terms
-    return torch.add(first, others[0]) if others else first
+    return sum(others, first)
 
 
-def _total_where(mask: Tensor, relevance: Tensor) -> float:
+def total_where(mask: Tensor, relevance: Tensor) -> float:
+    """The relevance of the elements of a mask, in all."""
     return float(torch.where(mask, relevance, 0).sum(dtype=torch.float64))
 
 

@@ -22,13 +22,16 @@ class Conservation:
 
     Attributes:
         seed: At the logits.
+        scale: Sizes at the logits, summed; what errors are relative to.
         maps: At the images.
-        absorbed: By node: what constants got (class tokens, padding, a layer's bias behind nothing but zeros).
+        absorbed: By node: what constants got (class tokens, a layer's bias behind nothing but zeros); by op what the
+            numbers got that it fills in (padding, masks).
         change: By node: what its inputs got less what it had, where that is more than rounding.
         cuts: By node: all that crosses the cut through the graph in front of it, absorbed relevance included.
     """
 
     seed: float
+    scale: float
     maps: float
     absorbed: Mapping[str, float]
     change: Mapping[str, float]
@@ -36,8 +39,8 @@ class Conservation:
 
     @property
     def error(self) -> float:
-        """Largest relative difference between a cut and the seed."""
-        scale = max(abs(self.seed), 1e-300)
+        """Largest difference between a cut and the seed, relative to the sizes of the seed."""
+        scale = max(self.scale, 1e-300)
         return max((abs(crossing - self.seed) / scale for crossing in self.cuts.values()), default=0.0)
 
 
@@ -77,10 +80,10 @@ class Relevance:
     def conservation(self) -> Conservation:
         """What was put in and where it is; in float64 the cuts of a network are equal but for rounding."""
         ledger = self._ledger
-        least = 1e-6 * max(abs(ledger.seed), 1e-300)
+        least = 1e-6 * max(ledger.scale, 1e-300)
         change = {name: amount for name, amount in ledger.change.items() if abs(amount) > least}
         total = float(self.maps.sum(dtype=torch.float64))
-        return Conservation(ledger.seed, total, dict(ledger.absorbed), change, dict(ledger.cuts))
+        return Conservation(ledger.seed, ledger.scale, total, dict(ledger.absorbed), change, dict(ledger.cuts))
 
 
 def relevance(

@@ -9,12 +9,16 @@ from torch import Tensor
 from torch.fx import Node
 
 from curlfx.lrp.call import Call, Flow, Parts
+from curlfx.lrp.distribute import total_where
+
+_FILLS = ("self", "other", "value")
+"""Arguments that are a number, or a tensor, to fill in."""
 
 
 def routed(call: Call, relevance: Flow) -> Parts:
-    """``VJP(R)``: views, slices, concatenation, padding, max pooling, maxima; the winner takes all.
+    """``VJP(R)``: views, slices, concatenation, max pooling, maxima; the winner takes all.
 
-    Overlapping windows add up. What came from a constant (a class token, padding) stays there.
+    Overlapping windows add up. What came from a constant (a class token) stays there.
 
     Shapes: those of the op; every tensor among the inputs gets its part.
     """
@@ -46,3 +50,20 @@ def routed(call: Call, relevance: Flow) -> Parts:
         else next(gradients)
         for name, node in nodes.items()
     }
+
+
+def filled(call: Call, relevance: Tensor) -> Parts:
+    """As `routed`, for ops that fill in numbers (padding, masks); ``call.idle`` has the relevance of these.
+
+    They are found by the op on ones, with zeros to fill in.
+    """
+    nodes = call.nodes()
+    ones = {name: torch.ones_like(call[name]) for name in nodes}
+    zeros = {name: _zero(call[name]) for name in _FILLS if name in call.arguments and name not in nodes}
+    call.idle += total_where(call.run(**ones, **zeros) == 0, relevance)
+    return routed(call, relevance)
+
+
+def _zero(number: Any) -> Any:
+    """Of the kind of ``number``; None, which padding by copies has, stays."""
+    return None if number is None else torch.zeros_like(number) if isinstance(number, Tensor) else 0

@@ -27,13 +27,11 @@ def added(call: Call, relevance: Tensor) -> Parts:
     live = call.operands()
     if len(live) == 1:
         return unchanged(call, relevance)
-    reversed_ = "rsub" in str(call.node.target)
+    op = str(call.node.target)
     scale = call["alpha"] if "alpha" in call.arguments else 1
     summands = {"self": call["self"], "other": call["other"]}
-    for name, factor in (("other", -1 if "sub" in str(call.node.target) else 1), ("self", -1 if reversed_ else 1)):
-        summands[name] = summands[name] * factor
-    scaled = "self" if reversed_ else "other"
-    summands[scaled] = summands[scaled] * scale
+    scaled = "self" if "rsub" in op else "other"
+    summands[scaled] = summands[scaled] * (-scale if "sub" in op else scale)
     parts = proportional(call, torch.add, list(summands.values()), relevance)
     return dict(zip(summands, parts, strict=True))
 

@@ -41,13 +41,15 @@ class Ledger:
 
     Attributes:
         seed: Relevance put in at the logits.
+        scale: Its sizes, summed.
         change: By node, what its inputs got less what it had: 0 where relevance is conserved.
-        absorbed: By node, what constants got: class tokens, padding, biases behind nothing but zeros.
+        absorbed: By node, what constants got: class tokens, biases behind nothing but zeros, numbers filled in.
         clips: By node, how many elements of a sum cancelled, where any did.
         cuts: By node, what crosses the cut through the graph in front of it, with all that was absorbed behind it.
     """
 
     seed: float
+    scale: float
     change: dict[str, float] = field(default_factory=dict)
     absorbed: dict[str, float] = field(default_factory=dict)
     clips: dict[str, int] = field(default_factory=dict)
@@ -138,7 +140,7 @@ class Propagation:
 
         Raises: ModelError for an op without a rule, named with what to do.
         """
-        ledger = Ledger(_total(seed))
+        ledger = Ledger(_total(seed), _total(seed.abs()))
         waiting: dict[Node, Flow] = {self.logits: seed}
         crossing = ledger.seed
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
@@ -164,13 +166,19 @@ class Propagation:
         """Give the inputs of a call their parts; returns how much more these are than what the call had."""
         if node.target is operator.getitem:
             source, place = node.args[0], node.args[1]
-            slots = waiting.setdefault(source, [None] * len(values[source]))  # type: ignore[arg-type, index]
-            slots[place] = relevance  # type: ignore[index, assignment]
+            slots: Any = waiting.setdefault(source, [None] * len(values[source]))  # type: ignore[arg-type, index]
+            slots[place] = relevance if slots[place] is None else slots[place] + relevance
             return 0.0
         call = Call(node, values, self._live, self.settings)
         given = self._rule(node)(call, relevance)
         handed = 0.0
         written = call.nodes()
+        unknown = [name for name in given if name not in written]
+        if unknown:
+            raise ModelError(
+                f"{call.place}: its rule gives relevance to '{unknown[0]}': want tensors among its arguments, "
+                f"which are {', '.join(written)}"
+            )
         for name, part in given.items():
             sources = written[name] if isinstance(written[name], list) else [written[name]]
             parts = [part] if isinstance(part, Tensor) else [None] if part is None else part

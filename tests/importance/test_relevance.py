@@ -76,14 +76,6 @@ def test_it_is_the_formula(weighted: bool) -> None:
     np.testing.assert_allclose(found["stem.weight"], sum(map(definition, sums)) / 2, rtol=1e-7)
 
 
-def test_weak_classes_count_more() -> None:
-    network, coupling, images, classes = two_blocks()
-    predicted = relevance(network, images).logits.argmax(1)
-    classes = torch.where(torch.arange(9) < 5, predicted, (predicted + 1) % 3)
-    a, b = (scored(network, coupling, [(images, classes)], class_weights=which) for which in (True, False))
-    assert not np.allclose(a["first.0.weight"], b["first.0.weight"], rtol=1e-6)
-
-
 def test_neither_the_order_of_images_nor_batches_nor_names_of_classes_matter() -> None:
     network, coupling, images, classes = two_blocks()
     want = scored(network, coupling, [(images, classes)])
@@ -124,7 +116,23 @@ def test_by_hand() -> None:
     np.testing.assert_allclose(found, want / np.linalg.norm(want), rtol=1e-7)
 
 
-def test_inner_keeps_what_residual_sums_tie() -> None:
+def test_weak_classes_count_more() -> None:
+    # As by hand, three images of each class; the network always says class 0, so class 1 is the weak one.
+    images = torch.ones(6, 1, 2, 2, dtype=torch.float64)
+    classes = torch.tensor([0, 0, 0, 1, 1, 1])
+    network = trace(Pooled().double(), (images,))
+    coupling = couple(network)
+    assert not relevance(network, images).logits.argmax(1).any()
+    per_class = np.array([[0.5, 0.5], [0.0, 1.0]])
+    want = np.array([1 / (1 + np.exp(-1)), 1.0]) @ per_class
+    weighted, alike = (
+        scored(network, coupling, [(images, classes)], class_weights=which)["conv.weight"] for which in (True, False)
+    )
+    np.testing.assert_allclose(weighted, want / np.linalg.norm(want), rtol=1e-7)
+    assert weighted[1] > alike[1] + 1e-3  # class 1 hears the second channel only
+
+
+def test_channels_that_residual_sums_tie_go_last_by_inner() -> None:
     network, coupling, images, classes = two_blocks()
     tied, inner = (scored(network, coupling, [(images, classes)], policy=policy) for policy in ("tied", "inner"))
     assert (inner["stem.weight"] == KEPT).all()
@@ -134,8 +142,35 @@ def test_inner_keeps_what_residual_sums_tie() -> None:
     scores = score(network, coupling, "inner", [(images, classes)], criteria=criteria)
     kept = plan(network, coupling, scores, {"macs": "80%"}, round_to=1, per="channel").keep
     assert "stem.weight" not in kept
+    kept = plan(network, coupling, scores, {"macs": "30%"}, round_to=1, per="channel", floor=0.3).keep
+    assert {group: len(channels) for group, channels in kept.items()} == {
+        "stem.weight": 5, "first.0.weight": 1, "second.0.weight": 1
+    }  # fmt: skip
     with pytest.raises(ConfigError, match="policy = both: want tied or inner"):
         scored(network, coupling, [(images, classes)], policy="both")
+
+
+class PooledTwice(nn.Module):
+    """Channels gated as in CBAM: the gate holds a sum of two poolings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return self.head((x * torch.sigmoid(x.mean(1, keepdim=True) + x.amax(1, keepdim=True))).mean(1))
+
+
+def test_a_sum_inside_a_gate_ties_nothing() -> None:
+    network, coupling = traced_and_coupled(PooledTwice().double(), (7, 6))
+    images, classes = torch.randn(5, 7, 6, dtype=torch.float64), torch.tensor([0, 3, 2, 1, 1])
+    for policy in ("tied", "inner"):
+        found = scored(network, coupling, [(images, classes)], policy=policy, class_weights=False)["stem.weight"]
+        maps = relevance(network, images, classes)
+        per_class = [maps.at("linear").mean(1)[classes == label].mean(0) for label in range(4)]
+        want = torch.stack(per_class).mean(0).abs()
+        np.testing.assert_allclose(found, (want / want.norm()).numpy(), rtol=1e-6)
 
 
 class Attentive(nn.Module):
@@ -169,6 +204,20 @@ def test_an_op_without_a_rule_is_named() -> None:
         score(network, couple(network), "relevance", [case.inputs(3)[0]])
 
 
+WITHOUT_RELEVANCE = {
+    "squeeze_excitation": {"body.1.reduce.weight": 3},
+    "selective_kernel": {"body.reduce.weight": 3},
+    "attention_fused": {"body.qkv.weight": 8},
+    "attention_fused_matmul": {"body.qkv.weight": 8},
+    "attention_separate": {"body.query.weight": 8},
+    "attention_separate_matmul": {"body.query.weight": 8},
+    "transformer": {"attention.in_proj_weight": 8},
+    "cbam": {"body.reduce.weight": 3},
+    "cbam_max_of_dim": {"body.reduce.weight": 3},
+}
+"""By fixture and group, how many channels there are of hidden layers of gates, and of queries and keys."""
+
+
 @pytest.mark.parametrize("name", [name for name in FIXTURES if name != "unknown_op"])
 def test_every_fixture_gets_finite_scores(name: str) -> None:
     case = FIXTURES[name]
@@ -178,9 +227,12 @@ def test_every_fixture_gets_finite_scores(name: str) -> None:
     found = score(network, coupling, "relevance", [case.inputs(3)[0]])
     found.check(coupling)
     assert show(network) == before
-    assert all(((values >= 0) & (values <= KEPT)).all() for values in found.values.values())
+    kept = {group: int((values == KEPT).sum()) for group, values in found.values.items()}
+    assert {group: count for group, count in kept.items() if count} == WITHOUT_RELEVANCE.get(name, {})
     scores = np.concatenate([np.zeros(0), *found.values.values()])
-    assert not scores.size or scores.max() > 0
+    scores = scores[scores != KEPT]
+    assert ((scores >= 0) & (scores <= 1)).all()
+    assert scores.any() or not scores.size
 
 
 def test_a_network_in_training_mode_is_scored_in_evaluation_mode_and_stays_in_training() -> None:

@@ -1,5 +1,7 @@
 """Relevance is neither made nor lost: for every family of ops, in float64, without biases, at every cut."""
 
+import math
+import operator
 from collections.abc import Callable
 
 import pytest
@@ -76,6 +78,11 @@ def shuffled(x: Tensor) -> Tensor:
     return functional.pixel_unshuffle(functional.pixel_shuffle(x[:, :4], 2), 2).repeat(1, 2, 1, 1)[:, :CHANNELS]
 
 
+def factor(x: Tensor, *shape: int) -> Tensor:
+    """Numbers of both signs."""
+    return torch.linspace(-1, 2, math.prod(shape), dtype=x.dtype).reshape(shape)
+
+
 def conv(**options: object) -> nn.Module:
     return nn.Conv2d(CHANNELS, CHANNELS, 3, bias=False, **options)
 
@@ -96,6 +103,14 @@ MIDDLES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     ),
     "linear": lambda: nn.Linear(SIZE, 4, bias=False),
     "matmul": lambda: lambda x: torch.matmul(x, torch.linspace(-1, 2, 36, dtype=x.dtype).reshape(SIZE, 4)),
+    "mm": lambda: lambda x: torch.mm(x.flatten(0, 2), factor(x, SIZE, 4)).reshape(*x.shape[:3], 4),
+    "mv": lambda: lambda x: torch.mv(x.flatten(0, 2), factor(x, SIZE)).reshape(x.shape[:3]),
+    "addmm": lambda: lambda x: torch.addmm(x.new_zeros(4), x.flatten(0, 2), factor(x, SIZE, 4), alpha=-0.5).reshape(
+        *x.shape[:3], 4
+    ),
+    "baddbmm": lambda: lambda x: torch.baddbmm(
+        factor(x, 1, 1), x.flatten(2), x.flatten(2).transpose(1, 2), beta=2, alpha=-0.5
+    ),
     "bmm of two": lambda: lambda x: torch.bmm(x.flatten(2), x.flatten(2).transpose(1, 2)).unsqueeze(3),
     "einsum": lambda: lambda x: torch.einsum("nchw,nchv->ncwv", x, x),
     "attention": lambda: SelfAttention(fused=True),
@@ -156,6 +171,18 @@ def test_alpha_beta_conserves_at_every_cut(name: str, positive: bool) -> None:
     torch.testing.assert_close(per_image, torch.ones_like(per_image), rtol=1e-9, atol=0)
 
 
+def test_a_scalar_product_conserves() -> None:
+    class Dot(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.dot(x[0], factor(x, 5))
+
+    images = torch.randn(2, 5, dtype=torch.float64)
+    sums = relevance(trace(Dot(), (images,)), images).conservation()
+    assert sums.error < 1e-12
+    assert sums.maps == pytest.approx(2, rel=1e-12)
+    assert not sums.absorbed
+
+
 @pytest.mark.parametrize("name", ["convolution", "transposed", "linear", "attention", "residual", "average pool"])
 def test_epsilon_keeps_back_as_much_as_epsilon_is(name: str) -> None:
     network, images = traced(name, positive=False)
@@ -204,6 +231,32 @@ def test_a_class_token_keeps_what_it_is_given() -> None:
     assert sums.maps + amount == pytest.approx(2, rel=1e-12)
 
 
+FILLING: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "pad": (lambda x: functional.pad(x, (1, 0), value=3.0), 3 / 6),
+    "masked_fill": (lambda x: x.masked_fill(x > 1, -3.0), 3 / 2),
+    "where": (lambda x: torch.where(x > 1, 3.0, x), 3 / 4),
+    "masked_fill by an integer": (lambda x: x.masked_fill(x > 1, torch.tensor(5)), 5 / 6),
+    "padding by a copy": (lambda x: functional.pad(x, (1, 1), mode="replicate"), 0.0),
+}
+"""What is done with (1, 2), and the share of the numbers filled in in the sum behind it."""
+
+
+@pytest.mark.parametrize("name", FILLING)
+def test_numbers_that_are_filled_in_keep_what_they_are_given(name: str) -> None:
+    fill, share = FILLING[name]
+
+    class Filled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return fill(x.reshape(-1, 1, 2)).sum(2)
+
+    images = torch.tensor([[1.0, 2.0]] * 2, dtype=torch.float64)
+    sums = relevance(trace(Filled(), (images,)), images).conservation()
+    assert sums.error < 1e-12
+    assert not sums.change
+    assert sum(sums.absorbed.values()) == pytest.approx(2 * share, abs=1e-12)
+    assert sums.maps == pytest.approx(2 * (1 - share), abs=1e-12)
+
+
 def test_a_bias_behind_zeros_keeps_what_it_is_given() -> None:
     class Deaf(nn.Module):
         def __init__(self) -> None:
@@ -220,6 +273,41 @@ def test_a_bias_behind_zeros_keeps_what_it_is_given() -> None:
     assert not found.maps.any()
     assert found.conservation().absorbed == {"linear_1": 2.0}
     assert found.conservation().error == 0
+
+
+def test_a_seed_that_adds_up_to_nothing_has_an_error_all_the_same() -> None:
+    network, images = traced("convolution", positive=True)
+    seed = torch.tensor([[1.0, -1, 0, 0, 0], [0, 2, 0, 0, -2]], dtype=torch.float64)
+    sums = relevance(network, images, seed=seed).conservation()
+    assert (sums.seed, sums.scale) == (0, 6)
+    assert sums.error < 1e-12
+    assert not sums.change
+
+    def half(call: Call, given: Tensor) -> dict[str, Tensor]:
+        return {"self": given.clamp(min=0)}
+
+    sums = relevance(network, images, seed=seed, rules={"aten::relu": half}).conservation()
+    assert sums.error > 0.1
+    assert sums.change["relu"] == pytest.approx(sums.error * 6)
+
+
+def test_an_output_that_is_picked_twice_gets_both_parts() -> None:
+    class Halves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = x.chunk(2, 1)
+            return left * 2 + left * 3 + right
+
+    images = torch.rand(2, 6, dtype=torch.float64)
+    network = trace(Halves(), (images,))
+    want = relevance(network, images).maps
+    (first,) = (node for node in network.graph.nodes if node.target is operator.getitem and node.args[1] == 0)
+    with network.graph.inserting_after(first):
+        second = network.graph.call_function(operator.getitem, first.args)
+    second.meta = dict(first.meta)
+    list(first.users)[-1].replace_input_with(first, second)
+    network.module.recompile()
+    assert len(second.users) == len(first.users) == 1
+    torch.testing.assert_close(relevance(network, images).maps, want)
 
 
 def cancelling(images: Tensor) -> Relevance:
@@ -250,6 +338,9 @@ def test_an_op_without_a_rule_is_named_and_can_get_one() -> None:
         ModelError, match=r"node 'logcumsumexp' \(aten.logcumsumexp.default, .*test_conservation.py:\d+\)"
     ):
         relevance(network, images)
+
+    with pytest.raises(ModelError, match=r"\(aten.logcumsumexp.default, .*gives relevance to 'x': want .* are self"):
+        relevance(network, images, rules={"aten::logcumsumexp": lambda _, given: {"x": given}})
 
     def as_it_is(call: Call, given: Tensor) -> dict[str, Tensor]:
         return {"self": given}

@@ -44,6 +44,47 @@ def test_alpha_beta_by_hand(weights: list[float], x: list[float], want: list[flo
     assert of_linear([weights, [1.0] * len(x)], x) == pytest.approx(want)
 
 
+@pytest.mark.parametrize("alpha", [1, 2])
+def test_differences_by_hand(alpha: int) -> None:
+    class Difference(nn.Module):
+        def __init__(self, *, reverse: bool) -> None:
+            super().__init__()
+            self.reverse = reverse
+
+        def forward(self, x: Tensor) -> Tensor:
+            less, more = x[:, :1], x[:, 1:]
+            return torch.rsub(less, more, alpha=alpha) if self.reverse else torch.sub(more, less, alpha=alpha)
+
+    images = torch.tensor([[1.0, 4.0]] * 2, dtype=torch.float64)
+    for reverse in (True, False):
+        network = trace(Difference(reverse=reverse), (images,))
+        assert ("aten.rsub" in show(network)) == reverse
+        found = relevance(network, images, torch.tensor([0, 0])).maps
+        assert found[0].tolist() == pytest.approx([-alpha / (4 - alpha), 4 / (4 - alpha)])
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.tensor([[2.0, 1.0], [-1.0, 1.0]], dtype=x.dtype)
+        return torch.addmm(torch.zeros(2, dtype=x.dtype), x, weight, alpha=-1)
+
+
+class Negated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ -torch.tensor([[2.0, 1.0], [-1.0, 1.0]], dtype=x.dtype)
+
+
+@pytest.mark.parametrize("rule", ["alpha-beta", "epsilon"])
+def test_a_factor_below_zero_turns_the_weights_around(rule: str) -> None:
+    images, classes = torch.tensor([[1.0, 1.0], [2.0, 1.0]], dtype=torch.float64), torch.tensor([0, 0])
+    scaled, negated = (
+        relevance(trace(module, (images,)), images, classes, rule=rule).maps for module in (Scaled(), Negated())
+    )
+    torch.testing.assert_close(scaled, negated)
+    if rule == "alpha-beta":
+        torch.testing.assert_close(scaled, torch.tensor([[-1.0, 2.0], [-1.0, 2.0]], dtype=torch.float64))
+
+
 def test_other_alphas_and_epsilon_by_hand() -> None:
     assert of_linear([[2.0, -1.0], [1.0, 1.0]], [1.0, 1.0], alpha=1.0, beta=0.0) == pytest.approx([1.0, 0.0])
     found = of_linear([[2.0, -1.0], [1.0, 1.0]], [1.0, 1.0], rule="epsilon", epsilon=0.25)
