@@ -13,6 +13,7 @@ from curlfx.gradual.pruner import GradualPruner
 
 try:
     from transformers import TrainerCallback
+    from transformers.trainer_utils import has_length
 except ImportError as missing:
     raise UsageError("curlfx.gradual.huggingface wants transformers; pip install transformers accelerate") from missing
 
@@ -40,12 +41,24 @@ class GradualPruning(TrainerCallback):  # type: ignore[misc] # its class is know
             raise WeightsError(f"{path}: cannot read the state of a pruning ({error})") from error
         self.pruner.load_state_dict(state)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:  # noqa: ARG002
+    def on_train_begin(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,  # noqa: ARG002
+        optimizer: Any = None,
+        train_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
         """Follow the optimiser.
 
-        Raises: UsageError when a training resumes of whose pruning nothing is known, or would end with other weights
-            than those that were pruned last.
+        Raises: UsageError when a training resumes of whose pruning nothing is known, would end with other weights than
+            those that were pruned last, or does not know how long an epoch is.
         """
+        if train_dataloader is not None and not has_length(train_dataloader):
+            raise UsageError(
+                "the training data has no length, so the Trainer does not count epochs: want a dataset with __len__"
+            )
         if args.load_best_model_at_end:
             raise UsageError(
                 "load_best_model_at_end=True may bring back weights from before a step, with channels that are gone by "

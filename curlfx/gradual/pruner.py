@@ -141,8 +141,7 @@ class GradualPruner:
             self.attach(each)
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Follow an optimiser: masks are applied after each of its steps, to the network and to its memory, which is
-        cut when the network shrinks.
+        """Follow an optimiser: its memory is masked with the network after each of its steps, or cut with it.
 
         Done once for each; a second time changes nothing.
         """

@@ -83,7 +83,7 @@ class Summary:
             (predicted and measured), ``prediction_error`` of the table; only there.
         gradual: The pruning where it went on while the network was trained: its schedule, ``steps`` (``epoch``,
             ``channels`` that went, what was ``left``, ``macs``, ``params``, ``seconds``), ``reached`` (the target),
-            ``training_macs`` and ``training_macs_dense``, ``training_seconds`` and, estimated from the epochs before
+            ``training_macs`` and ``training_macs_dense``, ``training_seconds`` and, estimated from the epochs up to
             the first step, ``training_seconds_dense``, ``check`` (trained network against slim); only there.
     """
 

@@ -3,13 +3,14 @@
 import importlib
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import curlfx
 from curlfx.gradual import GradualPruner
@@ -95,6 +96,14 @@ def test_lightning_resumes_a_masked_training(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in whole["traced"].module.state_dict().items())
 
 
+class Endless(IterableDataset[dict[str, torch.Tensor]]):
+    """Images without a length."""
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for image, label in zip(IMAGES, LABELS, strict=True):
+            yield {"pixel_values": image, "labels": label}
+
+
 def trainer_names(folder: Path, **changed: Any) -> dict[str, Any]:
     """What the example of Hugging Face's Trainer takes for granted."""
     import transformers
@@ -142,12 +151,15 @@ def test_hugging_face_stops_within_an_epoch(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not installed("transformers", "accelerate"), reason="wants transformers and accelerate")
 @pytest.mark.filterwarnings("ignore")
-def test_hugging_face_keeps_the_last_weights(tmp_path: Path) -> None:
+def test_hugging_face_refuses_what_it_cannot_follow(tmp_path: Path) -> None:
     found = {**names(), **trainer_names(tmp_path, eval_strategy="epoch", load_best_model_at_end=True)}
     text = example("huggingface").replace("train_dataset=dataset", "train_dataset=dataset, eval_dataset=dataset")
     with pytest.raises(curlfx.CurlfxError, match="load_best_model_at_end=True"):
         exec(text, found)  # noqa: S102
-    assert found["pruner"].epoch == 0
+    endless = {**names(), **trainer_names(tmp_path, max_steps=8), "dataset": Endless()}
+    with pytest.raises(curlfx.CurlfxError, match="has no length"):
+        exec(example("huggingface"), endless)  # noqa: S102
+    assert found["pruner"].epoch == endless["pruner"].epoch == 0
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

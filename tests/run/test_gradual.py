@@ -144,14 +144,14 @@ def test_what_does_not_go_together(tiny_job: dict[str, Any], changed: dict[str, 
     ],
 )
 def test_the_schedule_of_a_configuration(gradual: dict[str, Any], epochs: int, found: tuple[int, int]) -> None:
-    schedule = schedule_of(make_config({"gradual": gradual, "train": {"epochs": epochs}}))
+    schedule = schedule_of(make_config({"gradual": gradual, "train": {"epochs": epochs}, "recovery": {"epochs": 0}}))
     assert (schedule.interval, schedule.last) == found
 
 
 @pytest.mark.parametrize("gradual", [{"interval": 9}, {"interval": 2, "last": 30}, {"interval": 0}])
 def test_schedules_that_do_not_fit(gradual: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"gradual\.interval = "):
-        schedule_of(make_config({"gradual": gradual, "train": {"epochs": 8}}))
+        schedule_of(make_config({"gradual": gradual, "train": {"epochs": 8}, "recovery": {"epochs": 0}}))
 
 
 def test_what_curlfx_train_asks_for(tmp_path: Path) -> None:
