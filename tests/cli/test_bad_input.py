@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from curlfx.run.directory import RunDirectory
+from curlfx.run.directory import FORMAT, RunDirectory
 from tests.cli.conftest import Outcome, Program
 
 NETWORKS = Path(__file__).parent.parent / "run" / "tiny_networks.py"
@@ -100,7 +100,7 @@ def test_a_damaged_run_directory(program: Program, tmp_path: Path) -> None:
     RunDirectory.create(run, "digits", {}).close()
     (run / "summary.json").write_text("{}")
     refused(program("report", run), "summary.json: key 'model' is missing")
-    (run / "state.json").write_text(json.dumps({"format": 1, "done": {"export": {}}, "seconds": {"export": 1}}))
+    (run / "state.json").write_text(json.dumps({"format": FORMAT, "done": {"export": {}}, "seconds": {"export": 1}}))
     for command in (("verify", run), ("report", run), ("run", f"resume={run}")):
         refused(program(*command), "state.json", "'export' without 'accuracy'", "start a new run")
 

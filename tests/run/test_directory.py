@@ -12,7 +12,7 @@ import pytest
 
 from curlfx.errors import OutputError
 from curlfx.files import written
-from curlfx.run.directory import RunDirectory, write_json, write_text
+from curlfx.run.directory import FORMAT, RunDirectory, write_json, write_text
 
 
 def listing(folder: Path) -> list[str]:
@@ -25,7 +25,7 @@ def python(code: str, argument: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def state(done: object = None, seconds: object = None, form: int = 1) -> str:
+def state(done: object = None, seconds: object = None, form: int = FORMAT) -> str:
     """Text of a ``state.json``."""
     filled = {} if done is None else done, {} if seconds is None else seconds
     return json.dumps({"format": form, "done": filled[0], "seconds": filled[1]})
@@ -153,7 +153,7 @@ def test_finished_stages_and_leftovers(tmp_path: Path) -> None:
         ("{", "Expecting property name"),
         ("[]", "it holds a list, want keys with values"),
         ("{}", "format None, this version reads 1"),
-        (state(form=99), "format 99, this version reads 1"),
+        (state(form=99), f"format 99, this version reads {FORMAT}"),
         (state([]), r"'done': want stages with values, found \[\]"),
         (state({}, 3), "'seconds': want stages with values, found 3"),
         (state({"paint": {}}), "'paint' is no stage"),
