@@ -152,7 +152,7 @@ def test_finished_stages_and_leftovers(tmp_path: Path) -> None:
     [
         ("{", "Expecting property name"),
         ("[]", "it holds a list, want keys with values"),
-        ("{}", "format None, this version reads 1"),
+        ("{}", f"format None, this version reads {FORMAT}"),
         (state(form=99), f"format 99, this version reads {FORMAT}"),
         (state([]), r"'done': want stages with values, found \[\]"),
         (state({}, 3), "'seconds': want stages with values, found 3"),
