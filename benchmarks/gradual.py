@@ -12,8 +12,6 @@ interrupted one goes on from its last epoch.
 """
 
 import argparse
-import hashlib
-import json
 import statistics
 import sys
 import time
@@ -22,12 +20,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from records import Lines, Row, collect, spread
+from records import Lines, Row, checkpoint, collect, forget, spread
 from tables import fixed, markdown, percent
 
 from curlfx.cost import CostModel
 from curlfx.coupling import couple
-from curlfx.files import discard
 from curlfx.gradual import GradualPruner, PruneStep, Pruning, Schedule
 from curlfx.gradual.pruner import BACKWARD
 from curlfx.graph import TracedModel, trace
@@ -201,18 +198,6 @@ class Bench:
         work = BACKWARD * self.images * (first * decision.before.macs + rest * decision.after.macs)
         seconds = trained.seconds + decided + tuned.seconds
         return Trained(narrow, decision.after.macs, decision.after.params, work, seconds)
-
-
-def checkpoint(record: Path, row: Row) -> Path:
-    """Where the unfinished training of a row is kept, by the settings of the row."""
-    name = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
-    return record.with_suffix(".work") / f"{name}.pt"
-
-
-def forget(path: Path) -> None:
-    """Remove the checkpoints of a row that is on record now."""
-    for file in path.parent.glob(f"{path.stem}*"):
-        discard(file)
 
 
 def key(arguments: argparse.Namespace, arm: str, seed: int) -> Row:
