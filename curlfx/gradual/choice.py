@@ -33,7 +33,8 @@ def next_removed(
 
     All groups stand in one row, lowest score first; the fewest go that make ``met`` true, but no more than have
     ``channels`` channels between them, where that is given; or, where rounding leaves nothing of those, the fewest of
-    which something is left.
+    which something is left. Where ``met`` is overshot, because the last ones go together with many others (a residual
+    stream, a rounded width), what went before them is given back as far as ``met`` stays true, best score first.
 
     Args:
         units: Of the dense network; what is gone comes first in every group.
@@ -62,4 +63,19 @@ def next_removed(
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if met(after(middle)) else (middle + 1, high)
-    return after(high)
+    removed = after(high)
+    for one in dict.fromkeys(row[:high][::-1].tolist()):
+        removed = _given_back(removed, gone, one, int(steps[one]), units, met)
+    return removed
+
+
+def _given_back(removed: Ints, gone: Ints, group: int, step: int, units: Units, met: Callable[[Ints], bool]) -> Ints:
+    """``removed`` with as many units of a group back as ``met`` allows, kept ones in multiples of ``step`` or all."""
+    while removed[group] > gone[group]:
+        kept = units.sizes[group] - removed[group]
+        fewer = removed.copy()
+        fewer[group] = max(units.sizes[group] - (kept // step + 1) * step, gone[group])
+        if not met(fewer):
+            break
+        removed = fewer
+    return removed

@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import JsonValue
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from curlfx.cost import Cost, CostModel
 from curlfx.coupling import Coupling, couple
-from curlfx.errors import BudgetError, ConfigError, PlanError, UsageError
+from curlfx.errors import ConfigError, UsageError
 from curlfx.gradual.choice import most, next_removed
+from curlfx.gradual.dense_state import DenseState
+from curlfx.gradual.feasible import check_reachable, check_stable
 from curlfx.gradual.mask import Masks, check_maskable
 from curlfx.gradual.schedule import Schedule
-from curlfx.gradual.shrink import shrink, widened
+from curlfx.gradual.shrink import shrink
 from curlfx.graph.traced import TracedModel
 from curlfx.importance import Scores, check_criterion, score
 from curlfx.importance.criteria import CRITERIA, Criterion
@@ -35,7 +37,7 @@ from curlfx.planning.iterate import of_what_is_left, on_the_way, still_there
 from curlfx.planning.slim_plan import SlimPlan
 from curlfx.planning.structure import class_of
 from curlfx.planning.target import Target, parse_targets
-from curlfx.planning.units import Units, first_channels, kept_positions, make_units
+from curlfx.planning.units import first_channels, kept_positions, make_units
 from curlfx.progress import Progress
 
 BACKWARD = 3
@@ -125,7 +127,7 @@ class GradualPruner:
             self._costs = costs or CostModel(traced, self.coupling)
             self._fingerprint, self._class = Fingerprint.of(traced, self.coupling), class_of(traced)
             self._frozen = frozen_names(self.coupling)
-            self._dense = _Dense.of(traced, self.coupling)
+            self._dense = DenseState.of(traced, self.coupling)
             if not physical:
                 check_maskable(traced, self.coupling)
         self._masks = None if physical else Masks(traced, self.coupling)
@@ -135,8 +137,10 @@ class GradualPruner:
         self._caps, self._steps = most(units, schedule.floor), units.steps(schedule.round_to)
         self.keep: dict[str, tuple[int, ...]] = {}
         self._left_coupling = self.coupling
-        self._check_reachable(units)
-        self._check_stable(units)
+        if schedule.amount is None:
+            check_reachable(units, units.rounded(self._caps, self._steps), self._targets, self._costs, schedule)
+        with self._evaluating():
+            check_stable(traced, self.coupling, kept_positions(self.coupling, units, self._caps), schedule.floor)
         for each in (optimizer,) if isinstance(optimizer, Optimizer) else optimizer:
             self.attach(each)
 
@@ -372,36 +376,6 @@ class GradualPruner:
         gone: Ints = np.array(missing, np.int64) // units.blocks
         return gone
 
-    def _check_reachable(self, units: Units) -> None:
-        """Raises: BudgetError when a target is out of reach with everything gone that may go."""
-        if self.schedule.amount is not None:
-            return
-        least = self._costs.evaluate(units.alive(units.rounded(self._caps, self._steps)))
-        for target in self._targets:
-            if not target.met(least):
-                raise BudgetError(
-                    f"{target.quantity} {target.percent(target.limit):.4g} % of dense cannot be reached: with "
-                    f"floor={self.schedule.floor:g} and round_to={self.schedule.round_to} the least is "
-                    f"{target.percent(target.value(least)):.3g} %; lower them, raise the target, or freeze fewer layers"
-                )
-
-    def _check_stable(self, units: Units) -> None:
-        """Refuse a network whose channels are coupled otherwise when most of them are gone.
-
-        Raises: UsageError.
-        """
-        keep = kept_positions(self.coupling, units, self._caps)
-        with self._evaluating():
-            slim, _ = run(self.traced, [Slim(self.coupling, keep)], own_weights=False)
-            left = couple(slim, frozen=self._frozen, rules=self.coupling.rules)
-            try:
-                of_what_is_left(self.coupling, keep, score(slim, left, "random"))
-            except PlanError as cause:
-                raise UsageError(
-                    f"what floor={self.schedule.floor:g} leaves of this network is coupled otherwise, so it cannot be "
-                    f"scored again ({str(cause).partition(';')[0]}); raise the floor, or freeze this group"
-                ) from cause
-
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """The network in eval mode, its example where it is; in its own mode afterwards."""
@@ -419,45 +393,3 @@ class GradualPruner:
 def _met(targets: Sequence[Target], cost: Cost) -> bool:
     """Whether all targets hold; False where there are none."""
     return bool(targets) and all(target.met(cost) for target in targets)
-
-
-@dataclass(frozen=True)
-class _Dense:
-    """What a dense network's state looks like, to put slim tensors back into it.
-
-    Attributes:
-        shapes: Shape of every tensor of the state dict.
-        labels: Cell numbers of those that have channels.
-        buffers: Values of those that are no parameters.
-    """
-
-    shapes: dict[str, tuple[int, ...]]
-    labels: dict[str, tuple[Ints, ...]]
-    buffers: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, traced: TracedModel, coupling: Coupling) -> _Dense:
-        names = [str(node.target) for node in traced.graph.nodes if node.op == "get_attr"]
-        known = {id(traced.parameter(name)): coupling.parameter_labels(name) for name in names}
-        state = traced.module.state_dict(keep_vars=True)
-        labels = {name: arrays for name, tensor in state.items() if (arrays := known.get(id(tensor)))}
-        buffers = {name: state[name].clone() for name in labels if not isinstance(state[name], nn.Parameter)}
-        return cls({name: tuple(tensor.shape) for name, tensor in state.items()}, labels, buffers)
-
-    def filled(self, state: Mapping[str, Tensor], cells: Bools) -> dict[str, Tensor]:
-        """The dense state that does what a slim one does.
-
-        What is gone is zero in parameters and as it was in buffers. Whole numbers say which channels are read: those
-        of the dense network are.
-        """
-        result = {}
-        for name, shape in self.shapes.items():
-            tensor, dense = state[name].detach(), self.buffers.get(name)
-            if name not in self.labels:
-                result[name] = tensor.clone()
-            elif dense is not None and not dense.is_floating_point():
-                result[name] = dense.clone()
-            else:
-                wide = torch.zeros(shape, dtype=tensor.dtype) if dense is None else dense.to(tensor.dtype)
-                result[name] = widened(tensor, wide, self.labels[name], cells)
-        return result

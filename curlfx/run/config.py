@@ -517,7 +517,6 @@ class RunConfig(Section):
         wrong = {
             "train.epochs=0": given["train"].epochs == 0,
             "train.ema_decay": given["train"].ema_decay is not None,
-            "target.latency_ms": given["target"].latency_ms is not None,
             "divergence": given.get("divergence", "auto") != "auto",
             f"allocation={given.get('allocation')}": given.get("allocation") not in (None, "global"),
             f"per={given.get('per')}": given.get("per", "auto") not in ("auto", "channel"),

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from curlfx.cost import CostModel
+from curlfx.coupling import Coupling, couple
 from curlfx.gradual import GradualPruner, PruneStep, Pruning
+from curlfx.graph.traced import TracedModel
 from curlfx.planning import SlimPlan
 from curlfx.planning.apply import slim
 from curlfx.recovery import FitResult, Loader, fit
 from curlfx.run.directory import write_text
 from curlfx.run.job import Job, reading, save_tensors
+from curlfx.run.latency import measured_table
 from curlfx.run.pruner import make_pruner
 from curlfx.run.subject import scoring_batches
 from curlfx.run.verify import MASKED, Check, VerifyReport, masked_vs_slim
@@ -28,11 +32,11 @@ def train(job: Job, validation: Loader) -> tuple[FitResult, Result]:
     config, settings = job.config, job.config.train
     traced = job.subject.trace()
     proxy = scoring_batches(job.data, config.proxy_images, config.seed, config.importance)
-    pruner = make_pruner(config, traced, config.importance, proxy)
+    coupling = couple(traced, frozen=config.ignored_layers)
+    pruner = make_pruner(config, traced, config.importance, proxy, coupling, _measured(job, traced, coupling))
 
     def told(step: PruneStep) -> None:
-        share = step.macs / pruner.dense_cost.macs
-        job.say(f"epoch {step.epoch}: {step.channels} channels go, {step.left} are left, {share:.1%} of the MACs")
+        job.say(f"epoch {step.epoch}: {step.channels} channels go, {step.left} are left, {_left(pruner)}")
 
     found = fit(
         traced.module,
@@ -47,9 +51,25 @@ def train(job: Job, validation: Loader) -> tuple[FitResult, Result]:
     )
     check = _kept(job, pruner)
     if not pruner.reached:
-        share = pruner.cost.macs / pruner.dense_cost.macs
-        job.say(f"note: {len(pruner.history)} steps did not reach the target; {share:.1%} of the MACs are left")
+        job.say(f"note: {len(pruner.history)} steps did not reach the target; {_left(pruner)} are left")
     return found, _history(job, pruner) | _seconds(found, pruner) | {"check": asdict(check)}
+
+
+def _measured(job: Job, traced: TracedModel, coupling: Coupling) -> CostModel | None:
+    """What networks cost, milliseconds included; None where no latency is the target."""
+    if job.config.target.latency_ms is None:
+        return None
+    table, _ = measured_table(job, traced, coupling)
+    return table.costs(traced, coupling)
+
+
+def _left(pruner: GradualPruner) -> str:
+    """What is left of the network, in words."""
+    dense, slim = pruner.dense_cost, pruner.cost
+    found = f"{slim.macs / dense.macs:.1%} of the MACs"
+    if dense.latency_ms and slim.latency_ms is not None:
+        found += f" and, by the latency table, {slim.latency_ms / dense.latency_ms:.1%} of the latency"
+    return found
 
 
 def _kept(job: Job, pruner: GradualPruner) -> Check:

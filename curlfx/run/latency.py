@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from curlfx.coupling import Coupling
 from curlfx.deploy.latency_table import LatencyTable
 from curlfx.deploy.measure import TableSettings, measure_latency
 from curlfx.deploy.meet import plan_for_latency
+from curlfx.graph.traced import TracedModel
 from curlfx.planning import SlimPlan
 from curlfx.run.job import Job
 from curlfx.run.subject import plan_options
 
 
-def measured_table(job: Job) -> tuple[LatencyTable, TableSettings]:
-    """What widths cost in milliseconds, kept in the run directory so that a killed run goes on where it was."""
+def measured_table(job: Job, traced: TracedModel, coupling: Coupling) -> tuple[LatencyTable, TableSettings]:
+    """What widths of the dense network cost in milliseconds, kept so that a killed run goes on where it was."""
     config = job.config
     settings = TableSettings(
         provider=config.bench.provider,
@@ -25,8 +27,8 @@ def measured_table(job: Job) -> tuple[LatencyTable, TableSettings]:
     )
     job.say(f"measuring {settings.probes} narrow networks on onnxruntime")
     folder = job.checkpoint("latency")
-    table = measure_latency(job.traced, job.coupling, settings, cache=folder, progress=job.progress)
-    error = table.prediction_error(job.traced, job.coupling)
+    table = measure_latency(traced, coupling, settings, cache=folder, progress=job.progress)
+    error = table.prediction_error(traced, coupling)
     job.say(
         f"latency table: dense {table.dense_ms:.3g} ms; networks left out of the fit are predicted with an error of "
         f"{error.median:.1%} (median), {error.worst:.1%} (worst)"
@@ -40,7 +42,7 @@ def plan_measured(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
     Raises: BudgetError when no plan meets the target by the table, or none did when it was measured.
     """
     config, traced, coupling = job.config, job.traced, job.coupling
-    table, settings = measured_table(job)
+    table, settings = measured_table(job, traced, coupling)
     error = table.prediction_error(traced, coupling)
     found = plan_for_latency(
         traced,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from curlfx.cost import CostModel
 from curlfx.coupling import Coupling, couple
 from curlfx.errors import ConfigError
 from curlfx.gradual import GradualPruner, Schedule
 from curlfx.graph.traced import TracedModel
 from curlfx.planning import resolve_round_to
-from curlfx.run.config import RunConfig
+from curlfx.run.config import RunConfig, TargetConfig
 
 STEPS = 10
 
@@ -40,14 +41,21 @@ def schedule_of(config: RunConfig) -> Schedule:
     )
 
 
+def unmeasured(config: RunConfig) -> RunConfig:
+    """The same without a latency as target, which nothing but a measurement can judge."""
+    others = {name: amount for name, amount in config.target.as_mapping().items() if name != "latency_ms"}
+    return config.model_copy(update={"target": TargetConfig(**others or {"macs": "100%"})})
+
+
 def make_pruner(
     config: RunConfig,
     traced: TracedModel,
     importance: str,
     data: Iterable[object] | None = None,
     coupling: Coupling | None = None,
+    costs: CostModel | None = None,
 ) -> GradualPruner:
-    """The pruner that ``config`` asks for.
+    """The pruner that ``config`` asks for; where a latency is the target, ``costs`` must know it.
 
     Raises: as `curlfx.GradualPruner`, before anything is trained; ConfigError where a normalisation averages over
         channels that may go: no dense network does then what the slim one does, so the two cannot be verified.
@@ -66,5 +74,6 @@ def make_pruner(
         data,
         coupling=coupling,
         physical=config.gradual.physical,
+        costs=costs,
         seed=config.seed,
     )

@@ -43,6 +43,8 @@ def plan(job: Job) -> Result:
 
 def _chosen(job: Job) -> tuple[SlimPlan, Result]:
     """The plan, and what was found on the way to it."""
+    if job.config.gradual.interval != 0:
+        return gradual.plan(job), {}
     if job.config.search.enabled:
         return plan_searched(job)
     return plan_measured(job) if job.config.target.latency_ms is not None else (_planned(job), {})
@@ -50,8 +52,6 @@ def _chosen(job: Job) -> tuple[SlimPlan, Result]:
 
 def _planned(job: Job) -> SlimPlan:
     """A plan for a target that needs no measurement."""
-    if job.config.gradual.interval != 0:
-        return gradual.plan(job)
     names: list[str] = []
 
     def scored(traced: TracedModel, coupling: Coupling) -> Scores:

@@ -74,7 +74,7 @@ def plan_searched(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
 def _costs(job: Job) -> CostModel:
     if job.config.target.latency_ms is None:
         return job.cost
-    table, _ = measured_table(job)
+    table, _ = measured_table(job, job.traced, job.coupling)
     return table.costs(job.traced, job.coupling)
 
 

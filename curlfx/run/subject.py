@@ -22,7 +22,7 @@ from curlfx.planning.choose import SOLVERS, default_allocation
 from curlfx.planning.iterate import ScoreFunction
 from curlfx.recovery.hardware import choose_device
 from curlfx.run.config import PUBLISHED, RunConfig
-from curlfx.run.pruner import make_pruner
+from curlfx.run.pruner import make_pruner, unmeasured
 from curlfx.run.space import check_search, divided
 from curlfx.sources import DataSource, check_fit, input_shape, load_data, load_model, load_weights
 from curlfx.sources.source import SplitName
@@ -88,7 +88,7 @@ def examine(config: RunConfig, subject: Subject) -> None:
     coupling = couple(traced, frozen=config.ignored_layers)
     target = config.target.as_mapping()
     if config.gradual.interval != 0:
-        make_pruner(config, traced, "random", coupling=coupling)
+        make_pruner(unmeasured(config), traced, "random", coupling=coupling)
     elif config.search.enabled:
         check_search(config, traced, coupling)
         divided(subject.data, config.search.held_out)

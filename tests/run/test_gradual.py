@@ -113,7 +113,6 @@ def test_refuses_averages_over_what_goes(tiny_job: dict[str, Any], tmp_path: Pat
     [
         ({"train": {"epochs": 0}}, r"train\.epochs=0"),
         ({"train": {"epochs": 4, "ema_decay": 0.9}}, r"train\.ema_decay"),
-        ({"target": {"latency_ms": 3}}, r"target\.latency_ms"),
         ({"divergence": "softmax", "importance": "kl"}, "divergence"),
         ({"allocation": "knapsack"}, "allocation=knapsack"),
         ({"per": "macs"}, "per=macs"),

@@ -14,6 +14,7 @@ from curlfx.deploy.latency_table import Sample
 from curlfx.deploy.measure import Stopwatch
 from curlfx.errors import BudgetError, ConfigError, TargetError
 from curlfx.planning import SlimPlan
+from curlfx.run import gradual
 from curlfx.run.runner import RunResult, run
 
 Keep = Mapping[str, tuple[int, ...]]
@@ -161,3 +162,32 @@ def test_out_of_reach(job: dict[str, Any], asked: list[Keep]) -> None:
     with pytest.raises(BudgetError, match=r"latency_ms 1 % of dense cannot be reached: the least is"):
         run({**job, "target": {"latency_ms": "1%"}})
     assert len(asked) == 1 + PROBES
+
+
+def test_a_training_stops_at_a_latency(job: dict[str, Any], asked: list[Keep], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the table, which is measured before the training and not again after a kill."""
+    training = {"train": {"epochs": 3}, "gradual": {"interval": 1, "last": 2}}
+    fit = gradual.fit
+
+    def killed(*given: Any, **named: Any) -> Any:
+        raise Killed
+
+    monkeypatch.setattr(gradual, "fit", killed)
+    with pytest.raises(Killed):
+        run({**job, **training})
+    assert len(asked) == 1 + PROBES
+    monkeypatch.setattr(gradual, "fit", fit)
+    found = run({"resume": job["out"]})
+    assert len(asked) == 1 + PROBES
+    assert found.summary["gradual"]["reached"] is True
+    plan = SlimPlan.load(found.directory / "plan.json")
+    assert plan.target == {"latency_ms": "60%"}
+    dense, left = (0.1 + stem * inner / 100 for stem, inner in ((16, 16), _inner(plan)))
+    assert plan.before.latency_ms == pytest.approx(dense)
+    assert plan.after.latency_ms == pytest.approx(left)
+    assert left <= 0.6 * dense
+    assert "of the MACs and, by the latency table, " in (found.directory / "log.txt").read_text()
+
+
+def _inner(plan: SlimPlan) -> tuple[int, int]:
+    return plan.widths.get("stem.weight", 16), plan.widths.get("inner.weight", 16)
