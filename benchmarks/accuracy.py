@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from accuracy_arms import ARMS, Narrowed, narrow, narrow_by_rival, outer_norms
 from records import Lines, Row, called, collect, spread
-from subjects import dense_network, images_for
-from tables import fixed, markdown, percent
+from subjects import add_dense, add_machine, chosen, dense_network, images_for
+from tables import fixed, markdown, percent, publish
 from torch import Tensor, nn
 
 from curlfx.cost import macs, params
@@ -184,11 +184,7 @@ def describe(arguments: argparse.Namespace, target: str, rows: Sequence[Row]) ->
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="image folder with train/ and test/, or a DATA specification")
-    parser.add_argument("--weights", help="weights of the dense network (.safetensors)")
-    parser.add_argument("--model", default="curlfx:resnet20")
-    parser.add_argument("--train-epochs", type=int, default=0, help="train the dense network first, once")
-    parser.add_argument("--size", type=int, help="pixels per side of a colour image (default: the network's own)")
+    add_dense(parser, "curlfx:resnet20")
     parser.add_argument("--targets", default="50%,30%", help="MACs to reach (default 50%%,30%%)")
     parser.add_argument("--arms", default=",".join(ARMS), help=f"of {', '.join(ARMS)}")
     parser.add_argument("--seeds", default="0,1")
@@ -197,20 +193,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--limit", type=int, help="--train-limit and --test-limit where these are not given")
     parser.add_argument(
-        "--train-limit", type=int, help="recover on this many training images, classes balanced (default all)"
-    )
-    parser.add_argument("--test-limit", type=int, help="judge on this many test images (default all)")
-    parser.add_argument(
         "--absorbing",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="judge with absorbed biases too, straight after slimming",
     )
     parser.add_argument("--proxy", type=int, default=256, help="training images that criteria look at")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
-    parser.add_argument("--record", type=Path, default=RECORD, help="finished rows, one JSON object per line")
-    parser.add_argument("--out", type=Path, help="write the table to this Markdown file too")
+    add_machine(parser, RECORD)
     found = parser.parse_args(arguments)
     found.train_limit = found.limit if found.train_limit is None else found.train_limit
     found.test_limit = found.limit if found.test_limit is None else found.test_limit
@@ -220,11 +209,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Measure what is not on record and print the table."""
     arguments = parse()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    arms, seeds = arguments.arms.split(","), [int(seed) for seed in arguments.seeds.split(",")]
-    if unknown := [arm for arm in arms if arm not in ARMS]:
-        sys.exit(f"--arms {','.join(unknown)}: want some of {', '.join(ARMS)}")
+    arms, seeds = chosen(arguments, ARMS)
     bench: Bench | None = None
 
     def measure(wanted: Row) -> Row | None:
@@ -245,9 +230,7 @@ def main() -> int:
         if rows := collect(arguments.record, wanted, measure):
             tables.append(describe(arguments, target, rows) + "\n\n" + table(rows) + "\n")
     text = "\n".join(tables)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text, encoding="utf-8")
+    publish(text, arguments.out)
     return 0
 
 

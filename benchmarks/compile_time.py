@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from tables import fixed, markdown, processor
+from tables import fixed, markdown, processor, publish
 from trial import random_keep
 from zoo import Entry, torchvision_models
 
@@ -77,9 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(" ".join(rows[-1]), file=sys.stderr, flush=True)
     text = f"torch {torch.__version__}, Python {platform.python_version()}, one thread, {processor()}.\n\n"
     text += markdown(HEADERS, rows) + "\n"
-    print(text)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    publish(text, options.out)
     return 0
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from tables import fixed, markdown
+from tables import fixed, markdown, publish
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import Entry, torchvision_models
@@ -81,10 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("  ".join(row), file=sys.stderr, flush=True)
     command = "python benchmarks/cost_check.py" + (f" --models {options.models}" if options.models else "")
     text = f"`{command}` with torch {torch.__version__}: {agreed} of {len(rows)} agree\n\n{markdown(HEADERS, rows)}\n"
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
+    publish(text, options.out)
     return 0 if agreed == len(rows) else 1
 
 

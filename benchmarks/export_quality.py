@@ -17,7 +17,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
-from tables import fixed, markdown, percent, processor, scientific
+from tables import fixed, markdown, percent, processor, publish, scientific
 from trial import random_keep, randomise
 
 from curlfx.coupling import couple
@@ -97,9 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, Python {platform.python_version()}, "
         f"{processor()}.\n\n{markdown(HEADERS, rows)}\n"
     )
-    print(text)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    publish(text, options.out)
     return 0
 
 

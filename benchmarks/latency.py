@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 import torchvision
 from records import Lines, Row, collect
-from tables import fixed, markdown, percent, processor
+from tables import fixed, markdown, percent, processor, publish
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from trial import randomise
@@ -292,9 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     place = f"{processor()}, {os.cpu_count()} cores; {runtime}."
     plans = f"Latency tables, and the plan for {arguments.latency} of the latency:"
     text = "\n\n".join([place, table(rows), plans, tables_table(rows)])
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+    publish(text, arguments.out)
 
 
 if __name__ == "__main__":

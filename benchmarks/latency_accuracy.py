@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from records import Lines, spread
-from tables import fixed, markdown, percent, processor
+from tables import fixed, markdown, percent, processor, publish
 
 from curlfx import run
 from curlfx.cost import CostModel
@@ -160,9 +160,7 @@ def main() -> None:
         f"{arguments.epochs} epochs of recovery, seeds {seeds}; accuracies: mean ± half the range."
     )
     text = f"{head}\n\n{table(rows)}"
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+    publish(text, arguments.out)
 
 
 if __name__ == "__main__":

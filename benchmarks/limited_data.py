@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 from records import Lines, Row, called, checkpoint, collect, forget, spread
-from tables import fixed, markdown, percent
+from subjects import add_machine, chosen
+from tables import fixed, markdown, percent, publish
 from torch import nn
 
 from curlfx.cost import CostModel
@@ -257,21 +258,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=5e-4)
     parser.add_argument("--proxy", type=int, default=256, help="training images for the KL score")
     parser.add_argument("--test-limit", type=int, help="judge on this many test images (default all)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
-    parser.add_argument("--record", type=Path, default=RECORD, help="finished rows, one JSON object per line")
-    parser.add_argument("--out", type=Path, help="write the table to this Markdown file too")
+    add_machine(parser, RECORD)
     return parser.parse_args(arguments)
 
 
 def main() -> int:
     """Measure what is not on record and print the table."""
     arguments = parse()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    arms, seeds = arguments.arms.split(","), [int(seed) for seed in arguments.seeds.split(",")]
-    if unknown := [arm for arm in arms if arm not in ARMS]:
-        sys.exit(f"--arms {','.join(unknown)}: want some of {', '.join(ARMS)}")
+    arms, seeds = chosen(arguments, ARMS)
     bench: Bench | None = None
 
     def measure(wanted: Row) -> Row:
@@ -284,9 +278,7 @@ def main() -> int:
     wanted = [key(arguments, arm, seed) for seed in seeds for arm in arms]
     rows = collect(arguments.record, wanted, measure, lambda each: forget(checkpoint(arguments.record, each)))
     text = describe(arguments, rows) + "\n\n" + table(rows) + "\n"
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text, encoding="utf-8")
+    publish(text, arguments.out)
     return 0
 
 

@@ -17,11 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from peak_memory import PeakMemory
 from records import Lines, Row, called, checkpoint, collect, find, forget, spread
-from subjects import dense_network, images_for
-from tables import fixed, markdown, percent
+from subjects import add_dense, add_machine, chosen, dense_network, images_for
+from tables import fixed, markdown, percent, publish
 
 from curlfx.coupling import couple
 from curlfx.errors import BudgetError
@@ -225,11 +224,7 @@ def describe(arguments: argparse.Namespace, rows: Sequence[Row]) -> str:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="image folder with train/ and test/, or a DATA specification")
-    parser.add_argument("--weights", help="weights of the dense network (.safetensors)")
-    parser.add_argument("--model", default="curlfx:resnet56")
-    parser.add_argument("--train-epochs", type=int, default=0, help="train the dense network first, once")
-    parser.add_argument("--size", type=int, help="pixels per side of a colour image (default: the network's own)")
+    add_dense(parser, "curlfx:resnet56")
     parser.add_argument("--targets", default="50%,30%,15%", help="MACs to reach (default 50%%,30%%,15%%)")
     parser.add_argument("--arms", default=",".join(ARMS), help=f"of {', '.join(ARMS)}")
     parser.add_argument("--seeds", default="0,1")
@@ -239,25 +234,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rate", type=int, default=Overparam.rate, help="channels within, per channel outside")
     parser.add_argument("--similarity", type=float, default=Overparam.similarity, help="weight of the similarities")
     parser.add_argument("--frozen-epochs", type=int, default=0, help="epochs in which the outer factors rest")
-    parser.add_argument("--train-limit", type=int, help="this many training images, classes balanced (default all)")
-    parser.add_argument("--test-limit", type=int, help="judge on this many test images (default all)")
     parser.add_argument("--importance", default="kl", help="criterion that chooses channels (default kl)")
     parser.add_argument("--proxy", type=int, default=256, help="training images that it looks at")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
-    parser.add_argument("--record", type=Path, default=RECORD, help="finished rows, one JSON object per line")
-    parser.add_argument("--out", type=Path, help="write the table to this Markdown file too")
+    add_machine(parser, RECORD)
     return parser.parse_args(arguments)
 
 
 def main() -> int:
     """Measure what is not on record and print the table."""
     arguments = parse()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    arms, seeds = arguments.arms.split(","), [int(seed) for seed in arguments.seeds.split(",")]
-    if unknown := [arm for arm in arms if arm not in ARMS]:
-        sys.exit(f"--arms {','.join(unknown)}: want some of {', '.join(ARMS)}")
+    arms, seeds = chosen(arguments, ARMS)
     bench: Bench | None = None
 
     def measure(wanted: Row) -> Row | None:
@@ -281,9 +267,7 @@ def main() -> int:
     ]
     rows = collect(arguments.record, wanted, measure, lambda each: forget(checkpoint(arguments.record, each)))
     text = describe(arguments, rows) + "\n\n" + table(rows) + "\n"
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text, encoding="utf-8")
+    publish(text, arguments.out)
     return 0
 
 

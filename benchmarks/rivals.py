@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tables import fixed, markdown, percent, processor, scientific
+from tables import fixed, markdown, percent, processor, publish, scientific
 
 Row = dict[str, Any]
 
@@ -333,9 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import_tools()
     rows = measure_all(options, chosen)
     text = report(rows)
-    print(text)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    publish(text, options.out)
     return int(any(row["sides"]["curlfx"]["result"] != "exact" for row in rows))
 
 

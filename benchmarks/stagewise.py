@@ -22,7 +22,8 @@ import torch
 from accuracy import Bench
 from records import Lines, Row, checkpoint, collect
 from scipy.stats import kendalltau
-from tables import fixed, markdown, percent
+from subjects import add_dense, add_machine
+from tables import fixed, markdown, percent, publish
 
 from curlfx.cost import CostModel
 from curlfx.coupling import Coupling, couple
@@ -287,11 +288,7 @@ def networks(rows: Sequence[Row]) -> str:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="image folder with train/ and test/, or a DATA specification")
-    parser.add_argument("--weights", help="weights of the dense network (.safetensors)")
-    parser.add_argument("--model", default="curlfx:resnet20")
-    parser.add_argument("--train-epochs", type=int, default=0, help="train the dense network first, once")
-    parser.add_argument("--size", type=int, help="pixels per side of a colour image (default: the network's own)")
+    add_dense(parser, "curlfx:resnet20")
     parser.add_argument("--target", default="50%", help="MACs of all networks (default 50%%)")
     parser.add_argument("--importance", default="magnitude", help="criterion that says which channels a width keeps")
     parser.add_argument("--genomes", type=int, default=20, help="random networks that are trained anew")
@@ -309,13 +306,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=8, help="of the recovery in the second table")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--limit", type=int, help="--train-limit and --test-limit where these are not given")
-    parser.add_argument("--train-limit", type=int, help="training images, classes balanced (default all)")
-    parser.add_argument("--test-limit", type=int, help="test images (default all)")
     parser.add_argument("--proxy", type=int, default=256, help="training images that criteria look at")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
-    parser.add_argument("--record", type=Path, default=RECORD, help="finished rows, one JSON object per line")
-    parser.add_argument("--out", type=Path, help="write the tables to this Markdown file too")
+    add_machine(parser, RECORD)
     found = parser.parse_args(arguments)
     found.train_limit = found.limit if found.train_limit is None else found.train_limit
     found.test_limit = found.limit if found.test_limit is None else found.test_limit
@@ -353,9 +345,7 @@ def main() -> int:
         f"from the dense weights (the first three come from one supernet and one search):\n\n"
         f"{networks(rows('network', NETWORKS))}\n"
     )
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text, encoding="utf-8")
+    publish(text, arguments.out)
     return 0
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import re
+import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import safetensors.torch
@@ -12,7 +14,36 @@ from torch import nn
 from curlfx.recovery import TrainSettings, fit
 from curlfx.sources import DataSource, input_shape, load_data, load_model, load_weights
 
-__all__ = ["dense_file", "dense_network", "images_for"]
+__all__ = ["add_dense", "add_machine", "chosen", "dense_file", "dense_network", "images_for"]
+
+
+def add_dense(parser: argparse.ArgumentParser, model: str) -> None:
+    """Arguments that name the dense network and its images."""
+    parser.add_argument("--data", required=True, help="image folder with train/ and test/, or a DATA specification")
+    parser.add_argument("--weights", help="weights of the dense network (.safetensors)")
+    parser.add_argument("--model", default=model)
+    parser.add_argument("--train-epochs", type=int, default=0, help="train the dense network first, once")
+    parser.add_argument("--size", type=int, help="pixels per side of a colour image (default: the network's own)")
+    parser.add_argument("--train-limit", type=int, help="training images, classes balanced (default all)")
+    parser.add_argument("--test-limit", type=int, help="test images, classes balanced (default all)")
+
+
+def add_machine(parser: argparse.ArgumentParser, record: Path) -> None:
+    """Arguments that say where to train and where to write."""
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
+    parser.add_argument("--record", type=Path, default=record, help="finished rows, one JSON object per line")
+    parser.add_argument("--out", type=Path, help="write what is printed to this Markdown file too")
+
+
+def chosen(arguments: argparse.Namespace, known: Collection[str]) -> tuple[list[str], list[int]]:
+    """The arms and the seeds of ``--arms`` and ``--seeds``, threads set; ends the program where an arm is unknown."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    arms = arguments.arms.split(",")
+    if unknown := [arm for arm in arms if arm not in known]:
+        sys.exit(f"--arms {','.join(unknown)}: want some of {', '.join(known)}")
+    return arms, [int(seed) for seed in arguments.seeds.split(",")]
 
 
 def images_for(arguments: argparse.Namespace, limit: int | None) -> DataSource:

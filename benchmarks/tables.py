@@ -4,7 +4,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["fixed", "markdown", "percent", "processor", "scientific"]
+__all__ = ["fixed", "markdown", "percent", "processor", "publish", "scientific"]
 
 
 def fixed(value: float | None, digits: int = 2) -> str:
@@ -30,6 +30,14 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
 
     return "\n".join([line(headers), "| " + " | ".join("-" * width for width in widths) + " |", *map(line, rows)])
+
+
+def publish(text: str, path: Path | None) -> None:
+    """Print what was found, and write it to ``--out`` where that is given."""
+    print(text)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8")
 
 
 def processor() -> str:
