@@ -48,6 +48,8 @@ ARMS: Mapping[str, Arm] = {
     "kl": Arm("kl"),
     "kl-per-macs": Arm("kl", per="macs"),
     "kl-knapsack": Arm("kl", "knapsack"),
+    "kl-fast": Arm("kl-fast"),
+    "kl-fast-per-macs": Arm("kl-fast", per="macs"),
     "taylor": Arm("taylor"),
     "taylor-per-macs": Arm("taylor", per="macs"),
     "bn-scale": Arm("bn-scale"),
