@@ -63,8 +63,14 @@ def dense_network(arguments: argparse.Namespace, data: DataSource) -> nn.Module:
     if file.exists():
         load_weights(model, file)
         return model.eval()
+    epochs = arguments.train_epochs
     settings = TrainSettings(
-        epochs=arguments.train_epochs, lr=0.1, batch_size=128, distillation=0, device=arguments.device
+        epochs=epochs,
+        lr=0.1,
+        warmup_epochs=min(1.0, epochs / 10),
+        batch_size=128,
+        distillation=0,
+        device=arguments.device,
     )
     fit(model, data.loader("train", settings.batch_size, augment=True, shuffle=True), settings, progress=Lines("dense"))
     file.parent.mkdir(parents=True, exist_ok=True)
