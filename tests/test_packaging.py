@@ -3,9 +3,11 @@
 import ast
 import importlib.metadata
 import importlib.util
+import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -57,27 +59,76 @@ def test_passes_have_one_name() -> None:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-def test_wheel_holds_everything(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of this checkout as a clone would have them, with room for what building leaves behind."""
     pytest.importorskip("setuptools", reason="the wheel is built in this environment, without a network")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    copy = tmp_path / "curlfx"
     tracked = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=False
     )
     if tracked.returncode != 0:
         pytest.skip("no git checkout to copy from")
+    place = tmp_path_factory.mktemp("checkout") / "curlfx"
     for name in tracked.stdout.decode().splitlines():
-        source, target = ROOT / name, copy / name
+        source, target = ROOT / name, place / name
         if source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read_bytes())
-    (copy / "curlfx" / "passes").symlink_to("../passes")
-    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(copy)], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("curlfx/")}
+    (place / "curlfx" / "passes").symlink_to("../passes")
+    return place
+
+
+def build(source: Path, folder: Path) -> Path:
+    """The wheel of a source tree, made without a network."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(copy, tmp_path_factory.mktemp("wheel"))
+
+
+def held(wheel: Path) -> dict[str, bytes]:
+    """What a wheel holds of the package."""
+    archive = zipfile.ZipFile(wheel)
+    return {name: archive.read(name) for name in archive.namelist() if name.startswith("curlfx/")}
+
+
+def test_wheel_holds_everything(wheel: Path) -> None:
     shipped = {path for path in (ROOT / "curlfx").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     passes = {f"curlfx/passes/{path.relative_to(ROOT / 'passes')}" for path in (ROOT / "passes").rglob("*.py")}
-    assert held == {str(path.relative_to(ROOT)) for path in shipped} | passes
+    assert set(held(wheel)) == {str(path.relative_to(ROOT)) for path in shipped} | passes
+    assert "curlfx/py.typed" in held(wheel)
+
+
+def test_sdist_makes_the_same_wheel(copy: Path, wheel: Path, tmp_path: Path) -> None:
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(tmp_path, filter="data")
+    again = build(tmp_path / archive.name.removesuffix(".tar.gz"), tmp_path)
+    assert held(again) == held(wheel)
+
+
+def test_wheel_works_without_the_repository(wheel: Path, tmp_path: Path) -> None:
+    site, folder = tmp_path / "site", tmp_path / "elsewhere"
+    folder.mkdir()
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
+    subprocess.run([*install, str(wheel)], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    code = "import curlfx, importlib.metadata as m; print(curlfx.__file__, m.version('curlfx') == curlfx.__version__)"
+    inside = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, check=True, capture_output=True, text=True
+    )
+    assert inside.stdout.split() == [str(site / "curlfx" / "__init__.py"), "True"]
+    command = [str(site / "bin" / "curlfx"), "inspect", "curlfx:digits", "--drawing", "net.svg"]
+    done = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
+    assert "coupling groups" in done.stdout
+    assert (folder / "net.svg").read_text().startswith("<svg")
 
 
 @pytest.mark.parametrize("name", sorted(curlfx.EXPORTS))
@@ -98,9 +149,30 @@ def test_unknown_name() -> None:
         curlfx.prune  # noqa: B018
 
 
+HEAVY = (
+    "PIL", "jinja2", "lightning", "matplotlib", "networkx", "numpy", "onnx", "onnxruntime", "onnxscript", "pydantic",
+    "ray", "rich", "safetensors", "scipy", "sklearn", "timm", "torch", "torchvision", "transformers", "typer", "yaml",
+)  # fmt: skip
+"""What takes long to import, and is imported when it is needed."""
+
+
+def loaded(code: str) -> set[str]:
+    """Which of `HEAVY` are there after a program."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"], check=True, capture_output=True, text=True
+    )
+    return set(HEAVY) & set(done.stdout.split())
+
+
 def test_import_is_light() -> None:
-    code = "import sys, curlfx, curlfx.errors; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert loaded("import curlfx, curlfx.errors") == set()
+
+
+def test_tracing_and_planning_need_no_runtime() -> None:
+    names = "trace, couple, score, plan, slim, slim_"
+    late = {"PIL", "lightning", "matplotlib", "onnx", "onnxruntime", "onnxscript", "ray", "sklearn", "timm"}
+    late |= {"torchvision", "transformers", "typer"}
+    assert loaded(f"from curlfx import {names}") & late == set()
 
 
 def test_run_can_be_called_whatever_was_imported_first() -> None:
