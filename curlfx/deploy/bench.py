@@ -62,7 +62,7 @@ class BenchSettings:
 
 @dataclass(frozen=True)
 class BenchEntry:
-    """One file.
+    """Latency of one file, and what else was asked for.
 
     Attributes:
         file: What it holds.

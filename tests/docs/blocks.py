@@ -1,9 +1,9 @@
 """The fenced blocks of a page, and what the comments right before them say about them.
 
-    <!-- not run: REASON -->   not executed, only parsed; one of `REASONS`, or ``tested in PATH``
-    <!-- output -->            what the block before prints; … stands for anything, on a line of its own for any lines
-    <!-- file: NAME -->        is written to that file
-    <!-- exit: 2 -->           the command ends with that status
+<!-- not run: REASON -->   not executed, only parsed; one of `REASONS`, or ``tested in PATH``
+<!-- output -->            what the block before prints; … stands for anything, on a line of its own for any lines
+<!-- file: NAME -->        is written to that file
+<!-- exit: 2 -->           the command ends with that status
 """
 
 from __future__ import annotations

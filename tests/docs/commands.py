@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 from typer.testing import CliRunner
 
@@ -22,6 +21,8 @@ JOBS = ("run", "search", "train")
 """Commands that take settings."""
 INSTALLERS = ("pip", "python3")
 ELLIPSIS = "…"
+USAGE = typer.BadParameter.__bases__[0]
+"""What is raised for wrong usage: click's, which newer versions of typer bring along under another name."""
 
 
 def commands(block: Block) -> Iterator[tuple[str, str | None]]:
@@ -37,6 +38,11 @@ def commands(block: Block) -> Iterator[tuple[str, str | None]]:
     yield from zip(parts[1::2], parts[2::2], strict=True)
 
 
+def verbs() -> Any:
+    """The program as a group of commands."""
+    return typer.main.get_command(app)
+
+
 def words(command: str) -> list[str]:
     """The words of a command without its comment and without what … stands for."""
     return [word for word in shlex.split(command, comments=True) if word != ELLIPSIS]
@@ -45,17 +51,17 @@ def words(command: str) -> list[str]:
 def parse(command: str) -> None:
     """What the program itself would say of a command, short of doing it.
 
-    Raises: click.UsageError, CurlfxError, AssertionError.
+    Raises: USAGE, CurlfxError, AssertionError.
     """
     program, *rest = words(command)
     if program in INSTALLERS:
         check_extras(command)
         return
     assert program == "curlfx", f"{command}: want curlfx or pip"
-    group: Any = typer.main.get_command(app)
-    with click.Context(group, info_name="curlfx") as context:
-        name, verb, given = group.resolve_command(context, rest)
-        parsed = verb.make_context(name, given, parent=context)
+    group = verbs()
+    context = group.make_context("curlfx", list(rest))
+    name, verb, given = group.resolve_command(context, rest)
+    parsed = verb.make_context(name, given, parent=context)
     if name in JOBS:
         _, settings = split_arguments(list(parsed.params["job"] or ()))
         load_config(None, settings)
@@ -83,7 +89,7 @@ def run(command: str, status: int = 0) -> str:
 
 
 def agree(wanted: str, found: str) -> bool:
-    """Whether an output is as a page prints it: … is anything within a line, alone on a line any lines; blanks are one."""
+    """Whether an output is as a page prints it: … is anything in a line, alone on a line any lines; blanks are one."""
     lines = [" ".join(line.split()) for line in wanted.strip().splitlines()]
     patterns = [
         r"(?:.*\n)*?" if line == ELLIPSIS else ".*".join(map(re.escape, line.split(ELLIPSIS))) + r"\n" for line in lines

@@ -17,7 +17,7 @@ from tests.docs.commands import agree, commands, parse, run
 
 
 def check(block: Block) -> None:
-    """Parse a block that is not run. Raises: SyntaxError, click.UsageError, CurlfxError, AssertionError, YAMLError."""
+    """Parse a block that is not run. Raises: SyntaxError, USAGE, CurlfxError, AssertionError, YAMLError."""
     if block.language == "python":
         ast.parse(block.text, block.where)
     elif block.language in ("sh", "console"):

@@ -1,7 +1,7 @@
 """A page as an executed Jupyter notebook: ``python -m tests.docs.notebook docs/tutorial.md tutorial.ipynb``.
 
-The notebook is made from the page, so it says the same; it is run here, block by block, and what the blocks print stands
-below them. Nothing of Jupyter is needed to make it.
+The notebook is made from the page, so it says the same; it is run here, block by block, and what the blocks print
+stands below them. Nothing of Jupyter is needed to make it.
 """
 
 from __future__ import annotations

@@ -5,31 +5,29 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
-import click
 import pytest
-import typer
 
 import curlfx
-from curlfx.cli import app
 from curlfx.errors import CurlfxError
 from tests.docs.blocks import CODE, LANGUAGES, REASONS, ROOT, Block, blocks, pages
-from tests.docs.commands import agree, check_extras, inline, parse
+from tests.docs.commands import USAGE, agree, check_extras, inline, parse, verbs
 from tests.docs.execute import check, execute
 from tests.docs.given import AFTERWARDS, GIVEN
 from tests.docs.notebook import notebook
 
-SLOW = ("README.md", "detection.md", "tutorial.md")
+SLOW = ("README.md", "docs/detection.md", "docs/tutorial.md")
 """Pages that take more than ten seconds."""
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
 def name(page: Path) -> str:
-    return page.name
+    return str(page.relative_to(ROOT))
 
 
 def marked(page: Path) -> object:
-    return pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in SLOW else [])
+    return pytest.param(page, id=name(page), marks=[pytest.mark.slow] if name(page) in SLOW else [])
 
 
 @pytest.fixture
@@ -42,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-@pytest.mark.parametrize("page", map(marked, pages()))
+@pytest.mark.parametrize("page", [marked(page) for page in pages()])
 def test_page(page: Path, folder: Path) -> None:
     given = GIVEN.get(page.name, dict)()
     printed = [out for _, out in execute(blocks(page), folder, given)]
@@ -76,10 +74,9 @@ def test_commands_in_the_text_exist(page: Path) -> None:
 
 
 def _known(page: Path, command: str) -> None:
-    group, verb = typer.main.get_command(app), command.split()[1]
-    assert isinstance(group, click.Group)
-    assert verb in group.commands, f"{page.name}: {command}: there is no such command"
-    options = {option for parameter in group.commands[verb].params for option in parameter.opts}
+    known, verb = verbs().commands, command.split()[1]
+    assert verb in known, f"{page.name}: {command}: there is no such command"
+    options = {option for parameter in known[verb].params for option in parameter.opts}
     assert set(re.findall(r"--[a-z][\w-]*", command)) <= options, f"{page.name}: {command}"
 
 
@@ -115,6 +112,13 @@ def test_the_overview_has_every_public_name() -> None:
         there = __import__(module, fromlist=["_"])
         for each in re.findall(r"`(\w+)`", names):
             assert hasattr(there, each), f"{module}.{each}"
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs" / "pictures").iterdir()), ids=name)
+def test_picture_is_sound_and_shown(picture: Path) -> None:
+    root = ET.parse(picture).getroot()  # noqa: S314 — our own file
+    assert root.findtext("{http://www.w3.org/2000/svg}title")
+    assert any(f"(pictures/{picture.name})" in page.read_text(encoding="utf-8") for page in pages())
 
 
 def test_figures_of_the_methods_stand_in_the_results() -> None:
@@ -206,8 +210,8 @@ def test_blocks_and_marks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("did you mean 'seed'", "did you mean 'name'", AssertionError),
         ("exit: 2", "exit: 0", AssertionError),
         ("device=cuda", "device=gpu", CurlfxError),
-        ("curlfx run device", "curlfx walk device", click.UsageError),
-        ("run device=cuda", "bench a.onnx --fast", click.UsageError),
+        ("curlfx run device", "curlfx walk device", USAGE),
+        ("run device=cuda", "bench a.onnx --fast", USAGE),
     ],
 )
 def test_a_page_that_is_wrong_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch, old, new, error) -> None:
