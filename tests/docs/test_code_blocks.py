@@ -17,8 +17,10 @@ from tests.docs.execute import check, execute
 from tests.docs.given import AFTERWARDS, GIVEN
 from tests.docs.notebook import notebook
 
-SLOW = ("README.md", "docs/detection.md", "docs/tutorial.md")
+SLOW = ("README.md", "docs/ci.md", "docs/detection.md", "docs/latency.md", "docs/own-model.md")
 """Pages that take more than ten seconds."""
+TUTORIAL = "tutorial.md"
+"""It is run as a notebook."""
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -40,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-@pytest.mark.parametrize("page", [marked(page) for page in pages()])
+@pytest.mark.parametrize("page", [marked(page) for page in pages() if page.name != TUTORIAL])
 def test_page(page: Path, folder: Path) -> None:
     given = GIVEN.get(page.name, dict)()
     printed = [out for _, out in execute(blocks(page), folder, given)]
@@ -136,7 +138,7 @@ def test_figures_of_the_methods_stand_in_the_results() -> None:
 
 @pytest.mark.slow
 def test_the_tutorial_as_a_notebook(folder: Path) -> None:
-    page = ROOT / "docs" / "tutorial.md"
+    page = ROOT / "docs" / TUTORIAL
     made = notebook(page, folder)
     cells = made["cells"]
     assert (made["nbformat"], made["nbformat_minor"]) == (4, 5)
