@@ -2,6 +2,7 @@
 
 <!-- not run: REASON -->   not executed, only parsed; one of `REASONS`, or ``tested in PATH``
 <!-- output -->            what the block before prints; … stands for anything, on a line of its own for any lines
+<!-- numbers: any -->      in what it prints one number is as good as another
 <!-- file: NAME -->        is written to that file
 <!-- exit: 2 -->           the command ends with that status
 """

@@ -37,7 +37,7 @@ def execute(page: list[Block], folder: Path, namespace: dict[str, Any]) -> Itera
     for block in page:
         if block.mark("output") is not None:
             if block.mark("output") != "main":
-                assert agree(block.text, printed), f"{block.where}: want\n{block.text}\nfound\n{printed}"
+                assert agree(block.text, printed, numbers=_exact(block)), f"{block.where}: want\n{block.text}\nfound\n{printed}"
             continue
         if block.reason is not None:
             check(block)
@@ -61,6 +61,10 @@ def _run(block: Block, folder: Path, namespace: dict[str, Any]) -> str:
     return ""
 
 
+def _exact(block: Block) -> bool:
+    return block.mark("numbers") != "any"
+
+
 def _python(block: Block, namespace: dict[str, Any]) -> str:
     code = compile("\n" * (block.line - 1) + block.text, str(block.page), "exec")
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -71,5 +75,5 @@ def _python(block: Block, namespace: dict[str, Any]) -> str:
 def _command(block: Block, command: str, wanted: str | None) -> str:
     out = run(command, int(block.mark("exit") or 0))
     if wanted is not None:
-        assert agree(wanted, out), f"{block.where}: {command}: want\n{wanted}\nfound\n{out}"
+        assert agree(wanted, out, numbers=_exact(block)), f"{block.where}: {command}: want\n{wanted}\nfound\n{out}"
     return out

@@ -240,6 +240,8 @@ def test_what_the_ellipsis_stands_for() -> None:
     assert agree("a\n…", "a\n")
     assert not agree("a …", "a\nb")
     assert not agree("a.c", "abc")
+    assert agree("loss -0.5 at 1e-07", "loss 12 at 3.25", numbers=False)
+    assert not agree("loss 0.5", "less 0.5", numbers=False)
 
 
 def test_a_fence_that_is_not_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
