@@ -37,7 +37,9 @@ def execute(page: list[Block], folder: Path, namespace: dict[str, Any]) -> Itera
     for block in page:
         if block.mark("output") is not None:
             if block.mark("output") != "main":
-                assert agree(block.text, printed, numbers=_exact(block)), f"{block.where}: want\n{block.text}\nfound\n{printed}"
+                assert agree(block.text, printed, numbers=_exact(block)), (
+                    f"{block.where}: want\n{block.text}\nfound\n{printed}"
+                )
             continue
         if block.reason is not None:
             check(block)
