@@ -19,6 +19,8 @@ from tests.docs.blocks import ROOT, Block
 
 JOBS = ("run", "search", "train")
 """Commands that take settings."""
+LAUNCHERS = ("accelerate", "torchrun")
+"""Programs that start curlfx in several processes, by ``-m curlfx``."""
 OTHERS = ("pip", "pytest", "python3")
 """Programs beside curlfx that a block which is not run may name."""
 ELLIPSIS = "…"
@@ -59,6 +61,8 @@ def parse(command: str) -> None:
     if program in OTHERS:
         check_extras(command)
         return
+    if program in LAUNCHERS and "curlfx" in rest:
+        program, *rest = rest[rest.index("curlfx") :]
     assert program == "curlfx", f"{command}: want curlfx, or one of {OTHERS}"
     group = verbs()
     context = group.make_context("curlfx", list(rest))

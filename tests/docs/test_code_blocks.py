@@ -229,8 +229,11 @@ def test_a_block_that_is_not_run_is_parsed(folder: Path, monkeypatch: pytest.Mon
         check(block)
 
 
-def test_an_extra_that_does_not_exist(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_of_other_programs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parse("pip install 'curlfx[search,timm]'")
+    parse("torchrun --nproc-per-node 2 -m curlfx run device=cpu")
+    with pytest.raises(CurlfxError, match="unknown key 'devise'"):
+        parse("torchrun --nproc-per-node 2 -m curlfx run devise=cpu")
     with pytest.raises(AssertionError, match="extras are"):
         parse("pip install 'curlfx[gpu]'")
 
