@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
+from markupsafe import Markup
 
 from curlfx.coupling import Coupling
 from curlfx.files import write_bytes
 from curlfx.report.outline import Lane, Row, outline
+from curlfx.report.templates import fill
 
 COLOURS = (
     "#4e79a7", "#e15759", "#59a14f", "#f28e2b", "#b07aa1", "#17a2b8", "#9c755f", "#d4a300", "#ff6f91", "#6a5acd",
@@ -33,21 +34,26 @@ def draw(coupling: Coupling, path: str | Path, *, title: str = "coupling") -> No
     write_bytes(Path(path), svg(coupling, title).encode())
 
 
-def svg(coupling: Coupling, title: str = "coupling") -> str:
+def svg(coupling: Coupling, title: str = "coupling") -> Markup:
     """The picture as SVG text. Everything has a tooltip: source lines, group ids, reasons.
 
     Units: pixels.
     """
-    rows, lanes = outline(coupling)
+    return picture(*outline(coupling), title)
+
+
+def picture(rows: Sequence[Row], lanes: Sequence[Lane], title: str) -> Markup:
+    """The same of an outline. Lanes that begin behind the last row are left out, longer ones end there."""
+    lanes = [replace(lane, last=min(lane.last, len(rows) - 1)) for lane in lanes if lane.first < len(rows)]
     ink = _colours(lanes)
+    number = {lane.id: place for place, lane in enumerate(lanes)}
     names = MARGIN * 2 + STEP * max((lane.column + 1 for lane in lanes), default=0)
-    drawn = [_row(number, row, {lane.id: lane for lane in lanes}, ink) for number, row in enumerate(rows)]
+    drawn = [_row(place, row, {lane.id: lane for lane in lanes}, ink, number) for place, row in enumerate(rows)]
     widths = names + LETTER * (2 + max((len(row["path"]) + len(row["name"]) for row in drawn), default=0))
     ops = widths + LETTER * (2 + max((len(row["widths"]) for row in drawn), default=0))
     width = ops + LETTER * max((len(row["op"]) for row in drawn), default=0) + MARGIN
-    template = files("curlfx.report").joinpath("drawing.svg.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(
+    return fill(
+        "drawing.svg.jinja",
         title=title,
         rows=drawn,
         lanes=[
@@ -65,16 +71,17 @@ def svg(coupling: Coupling, title: str = "coupling") -> str:
     )
 
 
-def _row(number: int, row: Row, lanes: dict[str, Lane], ink: dict[str, str]) -> dict[str, Any]:
+def _row(place: int, row: Row, lanes: dict[str, Lane], ink: dict[str, str], number: dict[str, int]) -> dict[str, Any]:
     has = [lanes[name] for name in row.has]
     reads = [lanes[name] for name in row.reads]
     path, _, name = row.name.rpartition(".") if row.kind in ("layer", "carrier") else ("", "", "")
     also = f" + {', '.join(_short(one, row.name) for one in row.also)}" if row.also else ""
     return {
-        "y": _y(number),
+        "y": _y(place),
+        "lanes": " ".join(str(number[name]) for name in row.lanes),
         "path": f"{path}." if path else "",
         "name": f"{name}{also}",
-        "ink": "#222222" if any(not lane.stays for lane in has) else GREY,
+        "free": any(not lane.stays for lane in has),
         "widths": row.widths,
         "op": f"{row.op}  {row.where}".rstrip() if row.kind in ("join", "pin") else row.op,
         "title": _title(row, has),

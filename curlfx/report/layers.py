@@ -9,7 +9,7 @@ from typing import Any
 
 from curlfx.cost.counting import Alive
 from curlfx.cost.model import CostModel
-from curlfx.coupling import Coupling, Site
+from curlfx.coupling import Coupling, Site, places
 from curlfx.graph.traced import TracedModel
 
 COLUMNS = (
@@ -68,6 +68,22 @@ def group_rows(coupling: Coupling, keep: Mapping[str, Sequence[int]]) -> list[di
         }
         for group in coupling.groups
     ]
+
+
+def width_rows(coupling: Coupling, rows: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Per layer the channels that it makes, before and after, by its `layer_rows`, in their order."""
+    made: dict[str, int] = {}
+    for site, place in places(coupling).items():
+        name, bracket, axis = site.removesuffix("]").rpartition("[")
+        if bracket and place.role == "makes":
+            made.setdefault(name, int(axis))
+    found = []
+    for row in rows:
+        axis = made.get(row["layer"])
+        if axis is not None:
+            before, after = (int(row[key].split("x")[axis]) for key in ("shape_before", "shape_after"))
+            found.append({"layer": row["layer"].removesuffix(".weight"), "before": before, "after": after})
+    return found
 
 
 def frozen_rows(coupling: Coupling) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ last one: a residual stream is one long lane, the channels inside of a block are
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import networkx as nx
 import numpy as np
@@ -98,6 +98,18 @@ def outline(coupling: Coupling) -> tuple[tuple[Row, ...], tuple[Lane, ...]]:
     order = {node: number for number, node in enumerate(coupling.graph.graph["chains"].nodes)}
     rows = _merged([row for _, row in sorted(found, key=lambda one: order[one[0]])])
     return rows, _lanes(rows, coupling, known, stuck)
+
+
+def as_values(rows: Sequence[Row], lanes: Sequence[Lane]) -> dict[str, Any]:
+    """An outline as JSON values, which `from_values` makes it of again."""
+    return {"rows": [asdict(row) for row in rows], "lanes": [asdict(lane) for lane in lanes]}
+
+
+def from_values(values: Mapping[str, Any]) -> tuple[tuple[Row, ...], tuple[Lane, ...]]:
+    """Rows and lanes from `as_values`, also after a trip through JSON. Raises: KeyError, TypeError for other values."""
+    listed = ("reads", "has", "also")
+    rows = [Row(**{**row, **{name: tuple(row[name]) for name in listed}}) for row in values["rows"]]
+    return tuple(rows), tuple(Lane(**lane) for lane in values["lanes"])
 
 
 def _staying(coupling: Coupling, known: Mapping[str, Place]) -> dict[str, str]:

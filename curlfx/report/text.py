@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+MISSING = "–"
+"""Stands for a number that is not there."""
 _NUMBER = re.compile(r"\d+")
 
 
 def headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Rows (quantity, dense, slim, change) of the table that ends a run and opens its report."""
+    """Rows (quantity, dense, slim, change) of the table that ends a run and opens its report.
+
+    What was not measured, or is no finite number, is a dash.
+    """
     dense, slim = summary["dense"], summary["slim"]
-    rows = [
-        (
-            "accuracy",
-            f"{dense['accuracy']:.4f}",
-            f"{slim['accuracy']:.4f}",
-            f"{slim['accuracy'] - dense['accuracy']:+.4f}",
-        )
-    ]
+    before, after = (number(network.get("accuracy")) for network in (dense, slim))
+    rows = [("accuracy", shown(before, ".4f"), shown(after, ".4f"), shown(after - before, "+.4f"))]
     for key, title in (("macs", "MACs"), ("padded_macs", "padded MACs"), ("params", "parameters")):
         rows.append((title, count(dense[key]), count(slim[key]), share(slim[key], dense[key])))
     sizes = dense["size_bytes"], slim["size_bytes"]
     rows.append(("ONNX file", f"{sizes[0] / 1e6:.3g} MB", f"{sizes[1] / 1e6:.3g} MB", share(sizes[1], sizes[0])))
     for key in ("median", "p90", "p99"):
-        times = dense["latency_ms"][key], slim["latency_ms"][key]
-        change = f"{times[0] / times[1]:.2f}x faster" if key == "median" else ""  # tails are too few runs for a ratio
-        rows.append((f"latency {key}", f"{times[0]:.3f} ms", f"{times[1]:.3f} ms", change))
+        times = latency(dense, key), latency(slim, key)
+        ratio = times[0] / times[1] if times[1] > 0 else math.nan
+        change = shown(ratio, ".2f", "x faster") if key == "median" else ""  # tails are too few runs for a ratio
+        rows.append((f"latency {key}", *(shown(time, ".3f", " ms") for time in times), change))
     return rows
 
 
@@ -48,12 +49,32 @@ def verdict(summary: Mapping[str, Any]) -> str:
     return f"{word} (gated vs slim {found['gated_vs_slim']:.1e}, torch vs onnx {found['torch_vs_onnx']:.1e})"
 
 
+def number(value: Any) -> float:
+    """``value`` as a number, NaN where there is none."""
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def latency(network: Mapping[str, Any], key: str) -> float:
+    """One figure of a network's latency in milliseconds; NaN where it was not measured."""
+    return number((network.get("latency_ms") or {}).get(key))
+
+
+def shown(value: float, form: str, unit: str = "") -> str:
+    """A number in the given format with its unit; a dash where it is not finite."""
+    return f"{value:{form}}{unit}" if math.isfinite(value) else MISSING
+
+
+def percent(value: float) -> str:
+    """A share in percent, to two digits behind the point; a dash where it is not finite."""
+    return shown(100 * value, ".2f", " %")
+
+
 def count(number: float) -> str:
     """A number in three digits with its unit: ``4.09 G``."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
+    return shown(number, ".0f")
 
 
 def share(part: float, whole: float) -> str:

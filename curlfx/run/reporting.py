@@ -7,15 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from curlfx.errors import OutputError
+from curlfx.importance import Scores
+from curlfx.planning import SlimPlan
+from curlfx.report.content import PageContent
 from curlfx.report.layers import from_csv
-from curlfx.report.page import PageContent, render
+from curlfx.report.page import render
 from curlfx.report.summary import Latency, NetworkFigures, Summary, Verification
+from curlfx.run.command import command
 from curlfx.run.config import RecoveryConfig
 from curlfx.run.directory import CONFIG, STAGES, STATE, RunDirectory, write_json, write_text
+from curlfx.run.exhibits import exhibits
 from curlfx.run.job import Job, reading
+from curlfx.run.search import SEARCH
 from curlfx.run.verify import Check, VerifyReport
 
 SUMMARY = "summary.json"
@@ -23,10 +30,11 @@ PAGE = "report.html"
 
 
 def report(job: Job) -> dict[str, Any]:
-    """Write the summary and the page."""
+    """Write the summary and the page; the result is what the page shows beside the results of the other stages."""
+    found = exhibits(job, _layers(job.directory))
     write_json(job.file(SUMMARY), _summary(job).as_dict())
-    write_page(job.directory)
-    return {}
+    write_page(job.directory, found)
+    return found
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -59,17 +67,15 @@ def _fault(summary: Any) -> str | None:
     return f"key 'recovery.{missing[0]}' is missing" if missing else None
 
 
-def write_page(directory: RunDirectory) -> None:
-    """Draw ``report.html`` from the files of a finished run. Raises: OutputError."""
+def write_page(directory: RunDirectory, found: Mapping[str, Any] | None = None) -> None:
+    """Draw ``report.html`` from the files of a finished run, and what `report` found. Raises: OutputError."""
     summary = read_summary(directory.path)
     missing = next((stage for stage in STAGES if stage not in (*directory.done, "report")), None)
     if missing is not None:
         raise OutputError(
             f"{directory.path / STATE}: stage '{missing}' is not done; go on with curlfx run resume={directory.path}"
         )
-    layers = directory.path / "layers.csv"
-    with reading(layers):
-        rows = from_csv(layers.read_text(encoding="utf-8"))
+    config = (directory.path / CONFIG).read_text(encoding="utf-8")
     slim, bench, verify = (directory.done[stage] for stage in ("slim", "bench", "verify"))
     changed = slim["statistics_change"]
     notes = [*directory.done["trace"]["notes"], *bench["warnings"]]
@@ -81,7 +87,7 @@ def write_page(directory: RunDirectory) -> None:
         notes += absorbed["refused"]
     content = PageContent(
         summary=summary,
-        layers=rows,
+        layers=_layers(directory),
         groups=slim["groups"],
         frozen=slim["frozen"],
         checks=[*_of_training(directory), slim["check"], *verify["checks"]],
@@ -90,9 +96,42 @@ def write_page(directory: RunDirectory) -> None:
         measurement=bench["measurement"],
         images=directory.done["accuracy"]["images"],
         padding=bench["padding"],
-        config=(directory.path / CONFIG).read_text(),
+        config=config,
+        command=command(yaml.safe_load(config)),
+        search=_search(directory),
+        **_scores(directory),
+        **(directory.done.get("report", {}) if found is None else found),
     )
     write_text(directory.path / PAGE, render(content))
+
+
+def _layers(directory: RunDirectory) -> list[dict[str, str]]:
+    """Rows of ``layers.csv``. Raises: OutputError."""
+    path = directory.path / "layers.csv"
+    with reading(path):
+        return from_csv(path.read_text(encoding="utf-8"))
+
+
+def _scores(directory: RunDirectory) -> dict[str, Any]:
+    """Scores of the dense network and what stays, where both are still there. Raises: OutputError."""
+    path, plan = directory.checkpoints / "scores.json", directory.path / "plan.json"
+    if not (path.is_file() and plan.is_file()):
+        return {}
+    with reading(path):
+        scores = Scores.from_json(path.read_text(encoding="utf-8"))
+    with reading(plan):
+        keep = SlimPlan.from_json(plan.read_text(encoding="utf-8")).keep
+    return {"scores": scores.values, "keep": keep}
+
+
+def _search(directory: RunDirectory) -> dict[str, Any] | None:
+    """``search.json``; None where nothing was searched for. Raises: OutputError."""
+    path = directory.path / SEARCH
+    if not path.is_file():
+        return None
+    with reading(path):
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
 
 
 def _summary(job: Job) -> Summary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -10,8 +11,8 @@ import pytest
 
 from curlfx.coupling import Coupling, couple
 from curlfx.graph.trace import trace
-from curlfx.report.drawing import GREY, draw, svg
-from curlfx.report.outline import outline
+from curlfx.report.drawing import GREY, draw, picture, svg
+from curlfx.report.outline import as_values, from_values, outline
 from tests.networks.fixtures import FIXTURES
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -78,3 +79,26 @@ def test_what_stays_is_grey() -> None:
     dots = [element.get("fill") for element in root.iter(f"{SVG}circle")][2:]  # after the legend
     assert dots
     assert set(dots) <= {GREY, "#ffffff"}
+
+
+def test_an_outline_comes_back_from_json() -> None:
+    found = outline(coupled("basic_downsample"))
+    assert from_values(json.loads(json.dumps(as_values(*found)))) == found
+
+
+def test_rows_lead_to_their_lanes() -> None:
+    rows, lanes = outline(coupled("basic_downsample"))
+    root = ET.fromstring(picture(rows, lanes, "mine"))  # noqa: S314 - written by us
+    texts = [path.findtext(f"{SVG}title") for path in root.iter(f"{SVG}path") if path.get("class") == "lane"]
+    assert texts == [lane.text for lane in lanes]
+    led = [group.get("data-lanes") for group in root.iter(f"{SVG}g") if group.get("class") == "row"]
+    numbers = {lane.id: number for number, lane in enumerate(lanes)}
+    assert led == [" ".join(str(numbers[name]) for name in row.lanes) for row in rows]
+
+
+def test_the_first_rows_alone() -> None:
+    rows, lanes = outline(coupled("basic_downsample"))
+    root = ET.fromstring(picture(rows[:3], lanes, "mine"))  # noqa: S314 - written by us
+    assert len([group for group in root.iter(f"{SVG}g") if group.get("class") == "row"]) == 3
+    drawn = [path for path in root.iter(f"{SVG}path") if path.get("class") == "lane"]
+    assert len(drawn) == len([lane for lane in lanes if lane.first < 3])

@@ -1,4 +1,4 @@
-"""Figures as text and as a page."""
+"""Figures as text, and as tables."""
 
 from __future__ import annotations
 
@@ -13,32 +13,9 @@ from curlfx.coupling import couple
 from curlfx.graph.trace import trace
 from curlfx.models import MODELS
 from curlfx.passes.slim import Slim
-from curlfx.report.layers import COLUMNS, from_csv, frozen_rows, group_rows, layer_rows, to_csv
-from curlfx.report.page import PageContent, render
-from curlfx.report.summary import Latency, NetworkFigures, Summary, Verification
+from curlfx.report.layers import COLUMNS, from_csv, frozen_rows, group_rows, layer_rows, to_csv, width_rows
 from curlfx.report.text import columns, count, folded, headline, share, verdict
-
-FIGURES = NetworkFigures(2_000_000, 2_100_000, 50_000, 210_000, 0.98, Latency(1.0, 1.5, 2.0, 0.9, 1.1))
-SUMMARY = Summary(
-    model="<b>mine</b>",
-    seed=0,
-    versions={"torch": "2"},
-    device={"cpu": "one", "cpu_flags": ["avx2", "fma"]},
-    dense=FIGURES,
-    slim=NetworkFigures(1_000_000, 1_200_000, 20_000, 90_000, 0.97, Latency(0.5, 0.6, 1.0, 0.4, 0.5)),
-    speedup=2.0,
-    verification=Verification(1e-16, 1e-6, passed=True),
-    target={"macs": "50%"},
-    importance="kl",
-    recovery={
-        "epochs": 1,
-        "accuracy_before": 0.5,
-        "accuracy_before_without_absorbing": None,
-        "accuracy_after": {"recalibrate": None, "recover": 0.75},
-    },
-    seconds={"train": 1.0},
-).as_dict()
-
+from tests.report.example import SUMMARY
 
 @pytest.mark.parametrize(
     ("number", "text"), [(0, "0"), (999, "999"), (1234, "1.23 k"), (4_089_184_256, "4.09 G"), (25.5e6, "25.5 M")]
@@ -74,34 +51,19 @@ def test_headline() -> None:
     assert rows["latency median"] == ("1.000 ms", "0.500 ms", "2.00x faster")
 
 
+def test_headline_without_what_was_not_measured() -> None:
+    networks = {name: {**SUMMARY[name], "accuracy": None, "latency_ms": None} for name in ("dense", "slim")}
+    rows = {row[0]: row[1:] for row in headline({**SUMMARY, **networks})}
+    assert rows["accuracy"] == ("–", "–", "–")
+    assert rows["latency median"] == ("–", "–", "–")
+    assert rows["latency p90"] == ("–", "–", "")
+    assert rows["MACs"] == ("2 M", "1 M", "50.0 %")
+
+
 def test_verdict() -> None:
     assert verdict(SUMMARY) == "passed (gated vs slim 1.0e-16, torch vs onnx 1.0e-06)"
     failed = {**SUMMARY, "verification": {**SUMMARY["verification"], "passed": False}}
     assert verdict(failed).startswith("FAILED")
-
-
-def test_the_page_escapes_what_it_shows() -> None:
-    timing = {"name": "dense", "median": 1.0, "p90": 1.0, "p99": 1.0, "min": 1.0, "mean": 1.0, "cov": 0.05}
-    page = render(
-        PageContent(
-            summary=SUMMARY,
-            layers=[dict.fromkeys(COLUMNS, "<i>")],
-            groups=[],
-            frozen=[],
-            checks=[{"name": "gated vs slim", "error": 1e-16, "bound": 1e-9}],
-            notes=["a note & more"],
-            timings=[timing],
-            measurement="once",
-            images=450,
-            padding=16,
-            config="seed: 0",
-        )
-    )
-    assert "&lt;b&gt;mine&lt;/b&gt;" in page
-    assert "<b>mine" not in page
-    assert "a note &amp; more" in page
-    assert "No channel of this network is free to go." in page
-    assert "5.0 %" in page
 
 
 def test_layers_of_a_slim_network() -> None:
@@ -120,3 +82,16 @@ def test_layers_of_a_slim_network() -> None:
     assert next(csv.reader(io.StringIO(to_csv(rows)))) == list(COLUMNS)
     assert group_rows(coupling, keep)[0] == {"id": "conv1.weight", "members": 19, "width": 64, "kept": 32}
     assert frozen_rows(coupling)[0]["site"] == "head.weight axis 0"
+
+
+def test_widths_are_those_of_the_axis_that_makes_channels() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1), torch.nn.ConvTranspose2d(4, 6, 2), torch.nn.Conv2d(6, 2, 1))
+    coupling = couple(trace(network, (torch.randn(2, 1, 8, 8),)))
+    before = {"0.weight": "4x1x1x1", "0.bias": "4", "1.weight": "4x6x2x2", "2.weight": "2x6x1x1"}
+    after = {**before, "0.weight": "3x1x1x1", "1.weight": "3x5x2x2", "2.weight": "2x5x1x1"}
+    rows = [{"layer": name, "shape_before": before[name], "shape_after": after[name]} for name in before]
+    assert width_rows(coupling, rows) == [
+        {"layer": "0", "before": 4, "after": 3},
+        {"layer": "1", "before": 6, "after": 5},
+        {"layer": "2", "before": 2, "after": 2},
+    ]

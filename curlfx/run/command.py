@@ -1,0 +1,52 @@
+"""The command that does a run again: every setting that is not the default, for a shell."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from curlfx.run.config import RunConfig
+from curlfx.run.settings import make_config
+
+ELSEWHERE = ("out", "resume")
+"""Settings that say where a run is, not what it does."""
+
+
+def command(settings: Mapping[str, Any]) -> str:
+    """``curlfx run key=value …`` for the settings of a run directory. Raises: ConfigError for settings that are none."""
+    config = make_config(settings)
+    given = config.model_dump(mode="json", exclude=set(ELSEWHERE))
+    recipe = {"recovery": {"recipe": given["recovery"]["recipe"]}}  # other keys of the section default to the recipe's
+    defaults = make_config(recipe).model_dump(mode="json", exclude=set(ELSEWHERE))
+    defaults["recovery"]["recipe"] = RunConfig().model_dump(mode="json")["recovery"]["recipe"]
+    changes = [f"{key}={_text(value)}" for key, value in _changes(given, defaults)]
+    return shlex.join(["curlfx", "run", *changes])
+
+
+def _changes(given: Mapping[str, Any], defaults: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys whose value is not the default. A target is one choice: all of it is given, or nothing."""
+    for key, value in given.items():
+        if value == defaults[key]:
+            continue
+        if path + key == "target":
+            yield from ((f"target.{name}", amount) for name, amount in value.items() if amount is not None)
+        elif isinstance(value, dict):
+            yield from _changes(value, defaults[key], f"{path}{key}.")
+        else:
+            yield path + key, value
+
+
+def _text(value: object) -> str:
+    """How ``value`` is written behind an equals sign: as YAML reads it, plain where that is the same text."""
+    if isinstance(value, str):
+        try:
+            plain = yaml.safe_load(value)
+        except yaml.YAMLError:
+            plain = None
+        if plain == value or (isinstance(plain, dict) and not value.lstrip().startswith("{")):
+            return value
+    return json.dumps(value, ensure_ascii=False)
