@@ -81,7 +81,10 @@ def _epochs(content: PageContent) -> Markup:
     before = number(summary["recovery"].get("accuracy_before"))
     curves, borders, starts, done = [], [], {}, 0
     for stage, of in main:
-        points = [Point(done, before, f"straight after slimming: {percent(before)}")] if stage == slimmed else []
+        if stage == slimmed:
+            points = [Point(done, before, f"straight after slimming: {percent(before)}")]
+        else:  # a training of the slim network goes on where the one before ended
+            points = list(curves[-1].points[-1:]) if curves and curves[-1].style != TRAININGS[DENSE][0] else []
         points += _points(of, done, TRAININGS[stage][1])
         curves.append(Curve(tuple(points), TRAININGS[stage][0]))
         starts[stage] = done
@@ -142,9 +145,7 @@ def _controls(content: PageContent, controls: Mapping[str, Any]) -> Markup:
     networks = {"found": {**(content.search or {})["best"], "accuracy": summary["slim"]["accuracy"]}, **controls}
     colours = {"found": "slim", **CONTROL_COLOURS}
     values = {name: number(one.get("accuracy")) for name, one in networks.items()}
-    rows = [
-        BarRow(name, (Bar(value, percent(value), colours.get(name, "c2")),)) for name, value in values.items()
-    ]
+    rows = [BarRow(name, (Bar(value, percent(value), colours.get(name, "c2")),)) for name, value in values.items()]
     table = Table(
         "controls",
         ("widths", "accuracy", "proxy", "MACs", "parameters"),

@@ -20,6 +20,7 @@ class PageContent:
         notes: Sentences about what tracing lost and what the checks could not cover.
         timings: Per network ``name``, ``median``, ``p10``, ``p90``, ``p99``, ``min``, ``mean`` (ms) and ``cov``.
         measurement: How the timings were taken, in one sentence.
+        warnings: Sentences about what makes them doubtful.
         images: Number of test images.
         padding: Block of the padded MACs.
         config: The resolved configuration as YAML.
@@ -46,6 +47,7 @@ class PageContent:
     images: int
     padding: int
     config: str
+    warnings: Sequence[str] = ()
     command: str = ""
     widths: Sequence[Mapping[str, Any]] = ()
     scores: Mapping[str, Sequence[float]] = field(default_factory=dict)

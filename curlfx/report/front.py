@@ -64,13 +64,16 @@ def _front(search: Mapping[str, Any], cost: tuple[str, str, Callable[[float], st
     )
     legend = [Legend("slim", "found"), Legend("c1", "front")]
     legend += [Legend(CONTROL_COLOURS.get(name, "c2"), f"control: {name}") for name in search["controls"]]
-    note = f"{search['looked_at']} networks were compared by a proxy ({search.get('proxy', 'stages')}), before recovery."
+    note = (
+        f"{search['looked_at']} networks were compared by a proxy ({search.get('proxy', 'stages')}), before recovery."
+    )
     return figure("front", "Plans that were compared", body, legend=legend, note=note, table=table)
 
 
 def _generations(history: Sequence[float]) -> Markup:
     points = [
-        Point(place, number(value), f"generation {place}: {number(value):.5f}") for place, value in enumerate(history, 1)
+        Point(place, number(value), f"generation {place}: {number(value):.5f}")
+        for place, value in enumerate(history, 1)
     ]
     body = lines(
         [Curve(tuple(points), "slim")],
@@ -92,7 +95,9 @@ def _steps(gradual: Mapping[str, Any], dense: Mapping[str, Any]) -> Markup:
         points = []
         for before, after in zip([start, *steps], [*steps, None], strict=True):
             height = 100 * before[key] / dense[key]
-            points.append(Point(before["epoch"], height, f"after epoch {before['epoch']}: {height:.1f} % of the {title}"))
+            points.append(
+                Point(before["epoch"], height, f"after epoch {before['epoch']}: {height:.1f} % of the {title}")
+            )
             if after is not None:
                 points.append(Point(after["epoch"], height, f"before epoch {after['epoch']}: {height:.1f} %"))
         curves.append(Curve(tuple(points), style))

@@ -79,9 +79,9 @@ def width_rows(coupling: Coupling, rows: Iterable[Mapping[str, str]]) -> list[di
             made.setdefault(name, int(axis))
     found = []
     for row in rows:
-        axis = made.get(row["layer"])
-        if axis is not None:
-            before, after = (int(row[key].split("x")[axis]) for key in ("shape_before", "shape_after"))
+        if row["layer"] in made:
+            at = made[row["layer"]]
+            before, after = (int(row[key].split("x")[at]) for key in ("shape_before", "shape_after"))
             found.append({"layer": row["layer"].removesuffix(".weight"), "before": before, "after": after})
     return found
 

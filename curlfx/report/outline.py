@@ -155,10 +155,16 @@ def _layers(
             continue
         made = [place for place in sites[weight] if place.role == "makes"]
         read = [place for place in sites[weight] if place.role == "reads" and lanes_of[place.site]]
-        widths = " → ".join(str(max(p.width for p in some)) for some in (read or sites[weight][1:2], made) if some)
+        summed = read or [place for place in sites[weight] if place.role != "makes" and _is_channel(place)]
+        widths = " → ".join(str(max(place.width for place in some)) for some in (summed, made) if some)
         reads, has = (_union(lanes_of[place.site] for place in some) for some in (read, made))
         rows.append((call, Row("layer", name, _op(node), where(node), reads, has, widths)))
     return rows
+
+
+def _is_channel(place: Place) -> bool:
+    """Whether an axis of a weight is that of its rows or columns, and not one of a kernel."""
+    return place.site.endswith(("[0]", "[1]"))
 
 
 def _readers(nodes: Iterable[Node]) -> dict[str, str]:

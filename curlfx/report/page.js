@@ -4,7 +4,7 @@
 
   // Tooltips of charts, on touch screens too. The title would show a second one, so it becomes a label.
   function told(target) {
-    const part = target.closest("g, path");
+    const part = target.closest("g");
     const title = part && part.querySelector(":scope > title");
     if (title) {
       part.dataset.tip = title.textContent;
@@ -72,13 +72,14 @@
 
   function show() {
     const w = box.clientWidth / k, h = box.clientHeight / k;
-    x = Math.max(Math.min(0, (width - w) / 2), Math.min(x, width - w));
+    x = Math.max(0, Math.min(x, width - w));
     y = Math.max(0, Math.min(y, height - h));
     svg.setAttribute("viewBox", `${x} ${y} ${w} ${h}`);
   }
   function fit() {
     k = Math.max(0.75, Math.min(1.3, box.clientWidth / width));
     x = y = 0;
+    box.style.height = Math.min(0.75 * innerHeight, 740, height * k) + "px";
     show();
   }
   function zoom(factor, left, top) {

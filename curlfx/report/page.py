@@ -31,7 +31,7 @@ def render(content: PageContent) -> str:
     """The page as HTML; everything in it is escaped, and the same content gives the same page."""
     summary = content.summary
     script = text_of("page.js")
-    return fill(
+    page = fill(
         "page.html.jinja",
         content=content,
         summary=summary,
@@ -57,6 +57,7 @@ def render(content: PageContent) -> str:
         seconds=_seconds(summary["seconds"]),
         environment=_environment(summary).markup(),
     )
+    return str(page)  # plain text from here on: what others replace in it is not escaped
 
 
 def _coupling(content: PageContent) -> Mapping[str, Any] | None:
@@ -104,7 +105,9 @@ def _layers(content: PageContent) -> Table:
 def _seconds(seconds: Mapping[str, float]) -> Markup:
     rows = [BarRow(stage, (Bar(value, f"{value:.1f} s", "c2"),)) for stage, value in seconds.items()]
     label = f"Wall-clock time of every stage, {sum(seconds.values()):.1f} s in all."
-    table = Table("time of every stage", ("stage", "seconds"), [(key, f"{value:.1f}") for key, value in seconds.items()])
+    table = Table(
+        "time of every stage", ("stage", "seconds"), [(key, f"{value:.1f}") for key, value in seconds.items()]
+    )
     return figure("seconds", "Time of every stage", bars(rows, label=label), note=label, table=table)
 
 

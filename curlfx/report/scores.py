@@ -29,8 +29,8 @@ def score_figure(content: PageContent) -> Markup | None:
     criterion = content.summary["importance"]
     body = strips(known[:MOST_STRIPS], axis, label=f"Scores by {criterion} in {len(known)} coupling groups.")
     note = (
-        f"Scores by {criterion}, of the dense network, before they are divided by any cost; higher stays. Every row has "
-        "a scale of its own for how many channels there are."
+        f"Scores by {criterion}, of the dense network, before they are divided by any cost; higher stays. Every row "
+        "has a scale of its own for how many channels there are."
     )
     if len(known) > MOST_STRIPS:
         note += f" The first {MOST_STRIPS} of {len(known)} groups."
@@ -59,7 +59,15 @@ def _axis(values: Values) -> Axis:
 
 
 def _table(found: Sequence[Strip]) -> Table:
-    head = ("coupling group", "stay", "go", "least that stays", "median that stays", "median that goes", "most that goes")
+    head = (
+        "coupling group",
+        "stay",
+        "go",
+        "least that stays",
+        "median that stays",
+        "median that goes",
+        "most that goes",
+    )
     rows = [
         (
             one.name,

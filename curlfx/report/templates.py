@@ -10,12 +10,12 @@ import jinja2
 from markupsafe import Markup
 
 
-def fill(name: str, **values: object) -> Markup:
-    """The template ``name``, a path below this package, with ``values``.
+def fill(template: str, /, **values: object) -> Markup:
+    """The file ``template``, a path below this package, with ``values``.
 
     Raises: jinja2.UndefinedError for a value that the template wants and does not get.
     """
-    return Markup(_environment().get_template(name).render(values))  # noqa: S704 - the environment escapes
+    return Markup(_environment().get_template(template).render(values))  # noqa: S704 - the environment escapes
 
 
 def text_of(name: str) -> str:

@@ -28,7 +28,8 @@ def headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         times = latency(dense, key), latency(slim, key)
         ratio = times[0] / times[1] if times[1] > 0 else math.nan
         change = shown(ratio, ".2f", "x faster") if key == "median" else ""  # tails are too few runs for a ratio
-        rows.append((f"latency {key}", *(shown(time, ".3f", " ms") for time in times), change))
+        before_ms, after_ms = (shown(time, ".3f", " ms") for time in times)
+        rows.append((f"latency {key}", before_ms, after_ms, change))
     return rows
 
 

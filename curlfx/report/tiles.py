@@ -76,8 +76,8 @@ def _latency(summary: Mapping[str, Any], timings: Sequence[Mapping[str, Any]]) -
     note = "median on onnxruntime"
     if spread is not None:
         note += f"; 8 of 10 calls took {spread['p10']:.3f} to {spread['p90']:.3f} ms"
-    texts = (shown(time, ".3f", " ms") for time in (before, after))
-    return Tile("Latency", *texts, ratio_of(before, after), after <= before, _share(before, after), note)
+    was, now = (shown(time, ".3f", " ms") for time in (before, after))
+    return Tile("Latency", was, now, ratio_of(before, after), after <= before, _share(before, after), note)
 
 
 def _cost(name: str, summary: Mapping[str, Any], key: str, write: Callable[[float], str], note: str) -> Tile:

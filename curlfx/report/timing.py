@@ -15,6 +15,10 @@ from curlfx.report.text import MISSING, number, percent, shown
 TITLES = {"int8": "slim, 8 bits"}
 """Names of networks that need more words."""
 STYLES = {"dense": "dense", "slim": "slim", "int8": "c3"}
+COMPARED = ("dense", "slim")
+"""Networks with bars by operator; the table has all."""
+ROOM = 2.0
+"""Bars end at this many times the longest median; a spread that goes on is cut there."""
 MOST_OPERATORS = 12
 """Bars of the chart; the table has all."""
 FIGURES = ("median", "p10", "p90", "p99", "min", "mean")
@@ -44,7 +48,15 @@ def _latencies(timings: Sequence[Mapping[str, Any]], measurement: str) -> Markup
     ]
     table = Table("latencies", ("network", *FIGURES, "coefficient of variation"), cells)
     note = f"Median, and the span of 8 in 10 calls. {measurement}."
-    return figure("latency", "Latency", bars(rows, label=label), note=note, table=table)
+    return figure("latency", "Latency", bars(rows, label=label, top=_top(rows)), note=note, table=table)
+
+
+def _top(rows: Sequence[BarRow]) -> float | None:
+    """End of the scale, where a few slow calls would leave no room for the medians; else None."""
+    medians = [bar.value for row in rows for bar in row.bars if math.isfinite(bar.value)]
+    ends = [end for row in rows for bar in row.bars for end in bar.spread or ()]
+    longest = ROOM * max(medians, default=0.0)
+    return longest if longest and max(ends, default=0.0) > longest else None
 
 
 def _spread(one: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -56,7 +68,10 @@ def _attempts(found: Mapping[str, Any]) -> Markup:
     rows = [
         BarRow(
             f"plan {place}",
-            (Bar(number(predicted), f"{_ms(predicted)} predicted", "c2"), Bar(number(took), f"{_ms(took)} measured", "slim")),
+            (
+                Bar(number(predicted), f"{_ms(predicted)} predicted", "c2"),
+                Bar(number(took), f"{_ms(took)} measured", "slim"),
+            ),
         )
         for place, (predicted, took) in enumerate(found["attempts"], 1)
     ]
@@ -64,18 +79,25 @@ def _attempts(found: Mapping[str, Any]) -> Markup:
     label = f"Predicted and measured latency of {len(rows) - 1} plans, for a target of {_ms(found['limit_ms'])}."
     cells = [(f"plan {place}", *map(_ms, pair)) for place, pair in enumerate(found["attempts"], 1)]
     table = Table("plans that were measured", ("", "predicted", "measured"), cells)
-    error = found.get("prediction_error")
-    note = "" if error is None else (
-        f"Networks left out of the fit are predicted with an error of {100 * error['median']:.1f} % (median), "
-        f"{100 * error['worst']:.1f} % (worst)."
+    note = _error(found.get("prediction_error"))
+    return figure(
+        "attempts", "Plans that were measured for the target", bars(rows, label=label), note=note, table=table
     )
-    return figure("attempts", "Plans that were measured for the target", bars(rows, label=label), note=note, table=table)
+
+
+def _error(found: Mapping[str, Any] | None) -> str:
+    """How far predictions are to be trusted."""
+    if found is None:
+        return ""
+    middle, worst = (f"{100 * found[key]:.1f} %" for key in ("median", "worst"))
+    return f"Networks left out of the fit are predicted with an error of {middle} (median), {worst} (worst)."
 
 
 def _operators(operators: Mapping[str, Sequence[Mapping[str, Any]]], remarks: Sequence[str]) -> Markup:
     times = {
         network: {str(one["op_type"]): number(one["milliseconds"]) for one in found}
         for network, found in operators.items()
+        if network in COMPARED
     }
     most = {name: max(of.get(name, 0.0) for of in times.values()) for of in times.values() for name in of}
     order = sorted(most, key=lambda name: (-most[name], name))

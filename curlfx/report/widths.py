@@ -34,6 +34,4 @@ def _figure(name: str, title: str, found: list[Column], y_text: str) -> Markup:
     label = f"{title}, {len(found)} layers, dense and slim: {count(before)} and {count(after)} in all."
     rows = [(one.name, f"{one.before:,}", f"{one.after:,}", share(one.after, one.before)) for one in found]
     table = Table(title, ("layer", "dense", "slim", "left"), rows, where=FILE)
-    return figure(
-        name, title, columns(found, label=label, y_text=y_text, x_text=ORDER), legend=LEGEND, table=table
-    )
+    return figure(name, title, columns(found, label=label, y_text=y_text, x_text=ORDER), legend=LEGEND, table=table)

@@ -17,7 +17,7 @@ ELSEWHERE = ("out", "resume")
 
 
 def command(settings: Mapping[str, Any]) -> str:
-    """``curlfx run key=value …`` for the settings of a run directory. Raises: ConfigError for settings that are none."""
+    """``curlfx run key=value …`` for the settings of a run directory. Raises: ConfigError."""
     config = make_config(settings)
     given = config.model_dump(mode="json", exclude=set(ELSEWHERE))
     recipe = {"recovery": {"recipe": given["recovery"]["recipe"]}}  # other keys of the section default to the recipe's

@@ -78,7 +78,7 @@ def write_page(directory: RunDirectory, found: Mapping[str, Any] | None = None) 
     config = (directory.path / CONFIG).read_text(encoding="utf-8")
     slim, bench, verify = (directory.done[stage] for stage in ("slim", "bench", "verify"))
     changed = slim["statistics_change"]
-    notes = [*directory.done["trace"]["notes"], *bench["warnings"]]
+    notes = list(directory.done["trace"]["notes"])
     if changed:
         notes.append(
             f"A normalisation averages over channels of {', '.join(changed)}: it now averages over the kept ones."
@@ -94,6 +94,7 @@ def write_page(directory: RunDirectory, found: Mapping[str, Any] | None = None) 
         notes=notes,
         timings=bench["timings"],
         measurement=bench["measurement"],
+        warnings=bench["warnings"],
         images=directory.done["accuracy"]["images"],
         padding=bench["padding"],
         config=config,

@@ -152,6 +152,6 @@ def example(**changes: Any) -> PageContent:
 
 CHARTS = (
     "stations", "epochs", "controls", "front", "generations", "steps", "latency", "attempts", "operators", "widths",
-    "macs", "scores", "coupling", "seconds",
+    "macs", "coupling", "scores", "seconds",
 )  # fmt: skip
 """Ids of the charts of `example`, without ``chart-``."""

@@ -17,16 +17,18 @@ from curlfx.report.charts.strips import BINS, binned
     ("values", "marks"),
     [
         ([0, 64], (0, 20, 40, 60, 80)),
-        ([0.9, 1.0], (0.9, 0.92, 0.94, 0.96, 0.98, 1.0)),
-        ([3], (2.5, 3, 3.5)),
+        ([0.9, 1.0], (0.9, 0.95, 1.0)),
+        ([0.31, 0.99], (0.2, 0.4, 0.6, 0.8, 1.0)),
+        ([3], (2.6, 2.8, 3.0, 3.2, 3.4)),
         ([-1, 1], (-1, -0.5, 0, 0.5, 1)),
+        ([0, 3e-15], (0, 1e-15, 2e-15, 3e-15)),
     ],
 )
 def test_ticks_are_round(values: list[float], marks: tuple[float, ...]) -> None:
     axis = linear(values)
     assert axis.marks[0] <= min(values)
     assert axis.marks[-1] >= max(values)
-    assert axis.marks == pytest.approx(marks, abs=0.5 if values == [3] else 1e-12)
+    assert axis.marks == pytest.approx(marks, rel=1e-12, abs=1e-30)
 
 
 @pytest.mark.parametrize("values", [[], [math.nan], [0.0], [0.0, math.inf], [5e-324], [1e300, -1e300]])

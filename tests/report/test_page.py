@@ -1,4 +1,4 @@
-"""What is on the page: every number as it was found, nothing that could run, and parts left out where data is missing."""
+"""What is on the page: every number as it was found, nothing that could run, and no part without its data."""
 
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ def test_numbers_that_are_none() -> None:
     marks = re.findall(r'(?:\bd|points|x|y|width|height|style)="([^"]*)"', text)
     assert marks
     assert not [mark for mark in marks if "nan" in mark or "inf" in mark]
-    (curve,) = re.findall(r'class="curve slim" d="([^"]*)"', text.partition('id="chart-epochs"')[2].partition("</svg>")[0])
+    (curve,) = re.findall(
+        r'class="curve slim" d="([^"]*)"', text.partition('id="chart-epochs"')[2].partition("</svg>")[0]
+    )
     assert curve.count("M") == 2
     assert re.search(r"torch vs onnx<td>–<td>1e-04<td class=\"text\">FAILED", text) is not None
 
@@ -179,11 +181,16 @@ def test_a_thousand_layers_still_open_on_a_phone() -> None:
     count = 1000
     names = [f"backbone.stage{n // 100}.block{n % 100}.convolution.weight" for n in range(count)]
     shapes = {"shape_before": "512x512x3x3", "shape_after": "256x256x3x3", "frozen": ""}
-    numbers = {"params_before": "2359296", "params_after": "589824", "macs_before": "115605504", "macs_after": "28901376"}
+    numbers = {
+        "params_before": "2359296",
+        "params_after": "589824",
+        "macs_before": "115605504",
+        "macs_after": "28901376",
+    }
     outline = {
         "rows": [
             {
-                "kind": "layer", "name": name.removesuffix(".weight"), "op": "conv2d", "where": "models/backbone.py:123",
+                "kind": "layer", "name": name.removesuffix(".weight"), "op": "conv2d", "where": "models/backbone.py:12",
                 "reads": (names[place - 1],) if place else (), "has": (name,), "widths": "512 → 512", "also": ("norm",),
             }
             for place, name in enumerate(names)

@@ -17,6 +17,7 @@ from curlfx.report.layers import COLUMNS, from_csv, frozen_rows, group_rows, lay
 from curlfx.report.text import columns, count, folded, headline, share, verdict
 from tests.report.example import SUMMARY
 
+
 @pytest.mark.parametrize(
     ("number", "text"), [(0, "0"), (999, "999"), (1234, "1.23 k"), (4_089_184_256, "4.09 G"), (25.5e6, "25.5 M")]
 )

@@ -20,7 +20,7 @@ from curlfx.run.settings import load_config, make_config
         {"target": {"params": "40%", "latency_ms": 2.5}, "per": "latency"},
         {"ignored_layers": ["fc", "layer4.*", "it's"], "round_to": 8, "threads": 2},
         {"recovery": "curl"},
-        {"recovery": {"recipe": ["overparam", "curl"], "epochs": 3, "lr": 1e-05, "overparam": {"rate": 2}}},
+        {"recovery": {"recipe": ["overparam", "curl"], "epochs": 7, "lr": 1e-05, "overparam": {"rate": 2}}},
         {"recovery": {"recipe": "curl", "refine": {"epochs": 0}}},
         {"gradual": {"interval": "auto"}, "recovery": {"epochs": 0}, "importance": "relevance"},
         {"search": {"enabled": True, "cuts": [], "train": {"epochs": 1}, "controls": True}},

@@ -15,6 +15,8 @@ Values = npt.NDArray[np.float64]
 FINE = 1000
 """Units that the side of a plot is divided into."""
 STEPS = (1.0, 2.0, 5.0, 10.0)
+TINY = 1e-290
+"""Differences below this are none: their ticks could not be told apart."""
 DECADES = 12
 """An axis of powers of ten reaches no further down than this."""
 
@@ -80,11 +82,11 @@ def linear(
     low, high = min(known), max(known)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    if high <= low:
-        low, high = (low - abs(low) / 10, high + abs(high) / 10) if low else (0.0, 1.0)
+    if high - low < TINY:
+        low, high = (low - abs(low) / 10, high + abs(high) / 10) if abs(low) > TINY else (0.0, 1.0)
     step = _step((high - low) / max(1, marks - 1))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = tuple(round(number * step, 12) for number in range(first, last + 1))
+    ticks = tuple(float(f"{number * step:.12g}") for number in range(first, last + 1))
     return Axis(ticks[0], ticks[-1], ticks, write=write)
 
 
@@ -93,12 +95,13 @@ def whole(first: int, last: int, marks: int = 7) -> Axis:
     last = max(last, first + 1)
     step = max(1, round(_step((last - first) / max(1, marks - 1))))
     start = -(-first // step) * step
-    return Axis(first, last, tuple(float(number) for number in range(start, last + 1, step)), write=lambda value: f"{value:g}")
+    ticks = tuple(float(number) for number in range(start, last + 1, step))
+    return Axis(first, last, ticks, write=lambda value: f"{value:g}")
 
 
 def logarithmic(values: Iterable[float], write: Callable[[float], str] = lambda value: f"{value:.0e}") -> Axis:
     """An axis of powers of ten around the positive ones of ``values``; what is below them lies at its beginning."""
-    known = [float(value) for value in values if math.isfinite(value) and value > 0] or [1.0]
+    known = [float(value) for value in values if math.isfinite(value) and value > TINY] or [1.0]
     top = math.ceil(math.log10(max(known)) - 1e-9)
     bottom = max(math.floor(math.log10(min(known)) + 1e-9), top - DECADES)
     bottom = min(bottom, top - 1)

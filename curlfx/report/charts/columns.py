@@ -14,7 +14,7 @@ from curlfx.report.text import count
 
 PITCH = 10
 """Units from one column to the next."""
-FEWEST = 12
+FEWEST = 6
 """There is room for as many columns at least, so that one alone is not a wall."""
 
 

@@ -69,6 +69,4 @@ def figure(
     table: Table | None = None,
 ) -> Markup:
     """The whole of a chart; ``name`` is its id on the page, ``note`` a sentence below it."""
-    return fill(
-        "charts/figure.html.jinja", name=name, title=title, body=body, legend=legend, note=note, table=table
-    )
+    return fill("charts/figure.html.jinja", name=name, title=title, body=body, legend=legend, note=note, table=table)

@@ -43,7 +43,12 @@ def strips(found: Sequence[Strip], axis: Axis, *, label: str) -> Markup:
         kept, gone = binned(one.kept, axis), binned(one.gone, axis)
         most = max(1, int(kept.max(initial=0)), int(gone.max(initial=0)))
         rows.append(
-            {"name": one.name, "text": one.text, "kept": _path(kept, most, up=True), "gone": _path(gone, most, up=False)}
+            {
+                "name": one.name,
+                "text": one.text,
+                "kept": _path(kept, most, up=True),
+                "gone": _path(gone, most, up=False),
+            }
         )
     return fill("charts/strips.html.jinja", label=label, strips=rows, ticks=axis.ticks, width=BINS * WIDTH)
 
