@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 from markupsafe import Markup
@@ -24,6 +24,8 @@ TRAININGS = {
     "refine": ("c5", "label refinement"),
 }
 """Colour and name of every training, in the order in which they run."""
+PRUNED = ("c6", "training, pruned meanwhile")
+"""The same of the first training where channels went meanwhile."""
 CONTROL = "control "
 """How the stage of a control begins, before the control's name and, after a comma, the training's."""
 CONTROL_COLOURS = {"uniform": "c2", "random": "c4"}
@@ -69,58 +71,72 @@ def _stations(content: PageContent) -> Markup:
     ]
     label = "Accuracy: " + ", ".join(f"{name} {percent(accuracy)}" for name, accuracy in found)
     table = Table("accuracy by station", ("", "accuracy"), [(name, shown(value, ".4f")) for name, value in found])
-    note = f"Top-1 on {content.images} test images."
+    note = f"Top-1 on {content.images} test images; straight after slimming it was {_bare(content.summary)}."
     return figure("stations", "Accuracy on the way", bars(rows, label=label, top=1.0), note=note, table=table)
+
+
+def _bare(summary: Mapping[str, Any]) -> str:
+    """Accuracy before any recovery, also without the biases that took something over."""
+    recovery = summary["recovery"]
+    bare = number(recovery.get("accuracy_before_without_absorbing"))
+    without = f" (without absorbed biases {bare:.4f})" if math.isfinite(bare) else ""
+    return f"{shown(number(recovery.get('accuracy_before')), '.4f')}{without}"
 
 
 def _epochs(content: PageContent) -> Markup:
     own = [(stage, list(of)) for stage, of in groupby(content.epochs, key=lambda one: str(one["stage"]))]
     main = [(stage, of) for stage, of in own if stage in TRAININGS and stage != "supernet"]
     summary = content.summary
-    slimmed = next((stage for stage, _ in main if stage != DENSE), "")
-    before = number(summary["recovery"].get("accuracy_before"))
-    curves, borders, starts, done = [], [], {}, 0
-    for stage, of in main:
-        if stage == slimmed:
-            points = [Point(done, before, f"straight after slimming: {percent(before)}")]
-        else:  # a training of the slim network goes on where the one before ended
-            points = list(curves[-1].points[-1:]) if curves and curves[-1].style != TRAININGS[DENSE][0] else []
-        points += _points(of, done, TRAININGS[stage][1])
-        curves.append(Curve(tuple(points), TRAININGS[stage][0]))
-        starts[stage] = done
-        done += len(of)
-        borders.append(Border(done))
-    controls = [(stage.removeprefix(CONTROL), of) for stage, of in own if stage.startswith(CONTROL)]
-    for name, of in controls:
-        control, _, training = name.partition(", ")
-        points = _points(of, starts.get(training, 0), f"control {control}")
-        curves.append(Curve(tuple(points), CONTROL_COLOURS.get(control, "c2"), dashed=True))
+    names = {**TRAININGS, DENSE: PRUNED} if summary.get("gradual") is not None else TRAININGS
+    starts = list(accumulate((len(of) for _, of in main), initial=0))
+    curves = _curves(main, starts, names, number(summary["recovery"].get("accuracy_before")))
+    controls = [(stage.removeprefix(CONTROL).partition(", "), of) for stage, of in own if stage.startswith(CONTROL)]
+    begun = dict(zip((stage for stage, _ in main), starts, strict=False))
+    for (name, _, training), of in controls:
+        points = _points(of, begun.get(training, 0), f"control {name}")
+        curves.append(Curve(tuple(points), CONTROL_COLOURS.get(name, "c2"), dashed=True))
     dense = number(summary["dense"].get("accuracy"))
     levels = [Level(dense, f"dense network, test images: {percent(dense)}", "dense")] if math.isfinite(dense) else []
     heights = [point.y for curve in curves for point in curve.points] + [level.y for level in levels]
     body = lines(
         curves,
-        label=f"Accuracy over {done} epochs of {', '.join(TRAININGS[stage][1] for stage, _ in main)}.",
-        x=whole(0, done),
+        label=f"Accuracy over {starts[-1]} epochs of {', '.join(names[stage][1] for stage, _ in main)}.",
+        x=whole(0, starts[-1]),
         y=linear(heights, write=lambda value: f"{100 * value:g} %"),
         levels=levels,
-        borders=borders[:-1],
+        borders=[Border(start) for start in starts[1:-1]],
         y_text="accuracy on held-out images",
         x_text="epoch",
     )
-    legend = [Legend(*TRAININGS[stage]) for stage, _ in main]
-    legend += [Legend(CONTROL_COLOURS.get(name, "c2"), f"control: {name}") for name in _names(controls)]
+    legend = [Legend(*names[stage]) for stage, _ in main]
+    controlled = dict.fromkeys(name for (name, *_), _ in controls)
+    legend += [Legend(CONTROL_COLOURS.get(name, "c2"), f"control: {name}") for name in controlled]
     legend += [Legend("level dense", "dense network")] * bool(levels)
     return figure("epochs", "Accuracy, epoch by epoch", body, legend=legend, table=_history(content.epochs))
+
+
+def _curves(
+    trainings: Sequence[tuple[str, Sequence[Mapping[str, Any]]]],
+    starts: Sequence[int],
+    names: Mapping[str, tuple[str, str]],
+    before: float,
+) -> list[Curve]:
+    """One curve per training; those of the slim network go on where the one before ended, from ``before``."""
+    curves: list[Curve] = []
+    last: tuple[Point, ...] = ()
+    for (stage, epochs), start in zip(trainings, starts, strict=False):
+        style, name = names[stage]
+        if stage != DENSE and not last:
+            last = (Point(start, before, f"straight after slimming: {percent(before)}"),)
+        points = (*last, *_points(epochs, start, name))
+        curves.append(Curve(points, style))
+        last = () if stage == DENSE else points[-1:]
+    return curves
 
 
 def _points(epochs: Sequence[Mapping[str, Any]], done: int, name: str) -> list[Point]:
     found = [(number(one["epoch"]), number(one["validation"])) for one in epochs]
     return [Point(done + epoch, height, f"{name}, epoch {epoch:g}: {percent(height)}") for epoch, height in found]
-
-
-def _names(controls: Sequence[tuple[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name.partition(", ")[0] for name, _ in controls))
 
 
 def _history(epochs: Sequence[Mapping[str, Any]]) -> Table:

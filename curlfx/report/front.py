@@ -21,6 +21,8 @@ COSTS: Mapping[str, tuple[str, str, Callable[[float], str]]] = {
     "latency_ms": ("latency_ms", "predicted latency", lambda time: shown(time, ".3g", " ms")),
 }
 """By the name of a target: key among a plan's costs, what it is, and how it is written."""
+FRONT = "c3"
+"""Colour of the front."""
 
 
 def front_figures(content: PageContent) -> Iterator[Markup]:
@@ -38,7 +40,7 @@ def front_figures(content: PageContent) -> Iterator[Markup]:
 def _front(search: Mapping[str, Any], cost: tuple[str, str, Callable[[float], str]]) -> Markup:
     key, title, write = cost
     networks = [
-        *(("on the front", one, "c1", False) for one in search["front"]),
+        *(("on the front", one, FRONT, False) for one in search["front"]),
         *((f"control: {name}", one, CONTROL_COLOURS.get(name, "c2"), True) for name, one in search["controls"].items()),
         ("found", search["best"], "slim", True),
     ]
@@ -53,7 +55,7 @@ def _front(search: Mapping[str, Any], cost: tuple[str, str, Callable[[float], st
         dots,
         label=f"{len(search['front'])} networks on the front of proxy and {title}, of {search['looked_at']} compared.",
         x=linear([dot.x for dot in dots], marks=4, write=write),
-        y=linear([dot.y for dot in dots], write=lambda value: f"{value:.4g}"),
+        y=linear([dot.y for dot in dots]),
         y_text="proxy, lower is better",
         x_text=title,
     )
@@ -62,7 +64,7 @@ def _front(search: Mapping[str, Any], cost: tuple[str, str, Callable[[float], st
         ("", title, "proxy"),
         [(name, write(dot.x), shown(dot.y, ".5f")) for (name, *_), dot in zip(networks, dots, strict=True)],
     )
-    legend = [Legend("slim", "found"), Legend("c1", "front")]
+    legend = [Legend("slim", "found"), Legend(FRONT, "front")]
     legend += [Legend(CONTROL_COLOURS.get(name, "c2"), f"control: {name}") for name in search["controls"]]
     note = (
         f"{search['looked_at']} networks were compared by a proxy ({search.get('proxy', 'stages')}), before recovery."
@@ -79,7 +81,7 @@ def _generations(history: Sequence[float]) -> Markup:
         [Curve(tuple(points), "slim")],
         label=f"Best proxy after each of {len(points)} generations.",
         x=whole(1, len(points)),
-        y=linear([point.y for point in points], write=lambda value: f"{value:.4g}"),
+        y=linear([point.y for point in points]),
         y_text="best proxy",
         x_text="generation",
     )

@@ -104,7 +104,9 @@
       const shared = row === own || (row.dataset.lanes && row.dataset.lanes.split(" ").some((lane) => chosen.has(Number(lane))));
       row.classList.toggle("lit", Boolean(shared));
     }
-    said.textContent = own ? own.dataset.tip : "";
+    const tied = rows.filter((row) => row !== own && row.classList.contains("lit")).map((row) => row.dataset.tip.split("\n")[0]);
+    const more = tied.length > 12 ? `; and ${tied.length - 12} more` : "";
+    said.textContent = own ? own.dataset.tip + (tied.length ? `\ntied to ${tied.slice(0, 12).join("; ")}${more}` : "") : "";
   }
 
   box.addEventListener("wheel", (event) => {

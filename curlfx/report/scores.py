@@ -55,7 +55,7 @@ def _axis(values: Values) -> Axis:
     if positive.size and known.min() >= 0 and positive.max() > WIDE * np.median(positive):
         return logarithmic([float(np.quantile(positive, 0.001)), float(positive.max())])
     ends = [float(known.min()), float(known.max())] if known.size else []
-    return linear(ends, write=lambda value: f"{value:.3g}")
+    return linear(ends)
 
 
 def _table(found: Sequence[Strip]) -> Table:

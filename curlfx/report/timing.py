@@ -69,8 +69,8 @@ def _attempts(found: Mapping[str, Any]) -> Markup:
         BarRow(
             f"plan {place}",
             (
-                Bar(number(predicted), f"{_ms(predicted)} predicted", "c2"),
-                Bar(number(took), f"{_ms(took)} measured", "slim"),
+                Bar(number(predicted), _ms(predicted), "c2"),
+                Bar(number(took), _ms(took), "slim"),
             ),
         )
         for place, (predicted, took) in enumerate(found["attempts"], 1)
@@ -80,9 +80,9 @@ def _attempts(found: Mapping[str, Any]) -> Markup:
     cells = [(f"plan {place}", *map(_ms, pair)) for place, pair in enumerate(found["attempts"], 1)]
     table = Table("plans that were measured", ("", "predicted", "measured"), cells)
     note = _error(found.get("prediction_error"))
-    return figure(
-        "attempts", "Plans that were measured for the target", bars(rows, label=label), note=note, table=table
-    )
+    legend = [Legend("c2", "predicted"), Legend("slim", "measured"), Legend("dense", "target")]
+    body = bars(rows, label=label)
+    return figure("attempts", "Plans that were measured for the target", body, legend=legend, note=note, table=table)
 
 
 def _error(found: Mapping[str, Any] | None) -> str:

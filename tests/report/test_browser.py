@@ -113,7 +113,10 @@ def test_the_coupling_graph_zooms_and_moves_and_says_what_is_tied(browser: Any, 
 
         first = window()
         page.locator(".viewer .row", has_text="conv1").first.click()
-        assert "group conv1.weight, 64 channels" in page.locator(".told").inner_text()
+        told = page.locator(".told").inner_text()
+        assert "group conv1.weight, 64 channels" in told
+        assert "tied to " in told
+        assert "add (add, models/blocks.py:" in told
         assert page.locator(".lane.lit").count() >= 1
         page.mouse.wheel(0, -300)
         assert until(page, lambda: window()[2] < first[2] - 1)

@@ -233,7 +233,7 @@ def test_charts_say_what_was_found() -> None:
     assert {"found", "97.00 %", "uniform", "95.00 %", "random", "94.00 %"} <= set(charts["controls"])
     assert any(text.startswith("found: MACs 900 k, proxy 0.50000") for text in charts["front"])
     assert "after epoch 4: 50.0 % of the MACs" in charts["steps"]
-    assert {"0.550 ms measured", "0.460 ms predicted"} <= set(charts["attempts"])
+    assert {"predicted", "0.550 ms", "measured", "0.460 ms", "target", "0.500 ms"} <= set(charts["attempts"])
     assert {"32 of 64", "64 of 128"} <= set(charts["scores"])
     assert any("group conv1.weight, 64 channels" in text for text in charts["coupling"])
 
@@ -248,6 +248,14 @@ def test_columns_are_as_high_as_the_numbers() -> None:
     for one, (before, after) in zip(example().widths, heights, strict=True):
         assert before == pytest.approx(one["before"] * unit, abs=1)
         assert after == pytest.approx(one["after"] * unit, abs=1)
+
+
+def test_a_training_goes_on_where_the_one_before_ended() -> None:
+    text = render(example()).partition('id="chart-epochs"')[2].partition("</svg>")[0]
+    curves = dict(re.findall(r'class="curve (\w+)(?: dashed)?" d="M([^"]*)"', text))
+    assert [len(curves[name].split("L")) for name in ("c6", "c3", "slim", "c5")] == [8, 1 + 3, 1 + 5, 1 + 4]
+    assert curves["slim"].split("L")[0] == curves["c3"].split("L")[-1]
+    assert curves["c3"].split("L")[0].split()[0] == curves["c6"].split("L")[-1].split()[0]
 
 
 def test_stations_end_with_the_result() -> None:

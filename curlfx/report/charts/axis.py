@@ -75,9 +75,12 @@ class Axis:
 
 
 def linear(
-    values: Iterable[float], *, zero: bool = False, marks: int = 5, write: Callable[[float], str] = count
+    values: Iterable[float], *, zero: bool = False, marks: int = 5, write: Callable[[float], str] | None = None
 ) -> Axis:
-    """An axis with round ends around the finite ones of ``values``, about ``marks`` ticks, from 0 if asked for."""
+    """An axis with round ends around the finite ones of ``values``, about ``marks`` ticks, from 0 if asked for.
+
+    Without ``write`` ticks have as many digits as tell them apart.
+    """
     known = [float(value) for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
     if zero:
@@ -87,7 +90,7 @@ def linear(
     step = _step((high - low) / max(1, marks - 1))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = tuple(float(f"{number * step:.12g}") for number in range(first, last + 1))
-    return Axis(ticks[0], ticks[-1], ticks, write=write)
+    return Axis(ticks[0], ticks[-1], ticks, write=write or _plain(step, max(map(abs, ticks))))
 
 
 def whole(first: int, last: int, marks: int = 7) -> Axis:
@@ -108,6 +111,12 @@ def logarithmic(values: Iterable[float], write: Callable[[float], str] = lambda 
     stride = -(-(top - bottom) // 5)
     ticks = tuple(10.0**power for power in range(bottom, top + 1, stride))
     return Axis(10.0**bottom, 10.0**top, ticks, powers=True, write=write)
+
+
+def _plain(step: float, largest: float) -> Callable[[float], str]:
+    """How numbers up to ``largest`` are written where they are multiples of ``step``."""
+    digits = math.ceil(math.log10(largest / step) - 1e-9) + 1
+    return lambda value: f"{value:.{digits}g}"
 
 
 def _step(least: float) -> float:

@@ -40,7 +40,7 @@ class Column:
 
 def columns(found: Sequence[Column], *, label: str, y_text: str, x_text: str) -> Markup:
     """The chart, in the order given; texts as `curlfx.report.charts.plot.plot`."""
-    y = linear([value for one in found for value in (one.before, one.after)], zero=True)
+    y = linear([value for one in found for value in (one.before, one.after)], zero=True, write=count)
     marks = fill(
         "charts/columns.html.jinja",
         fine=FINE,

@@ -43,5 +43,6 @@ def scatter(dots: Sequence[Dot], *, label: str, x: Axis, y: Axis, y_text: str = 
     ]
     on_front = sorted((one for one in known if one.front), key=lambda one: (one.x, -one.y))
     front = "L".join(f"{x.at(one.x)} {FINE - y.at(one.y)}" for one in on_front)
-    marks = fill("charts/scatter.html.jinja", dots=placed, front=f"M{front}" if len(on_front) > 1 else "")
+    line, style = (f"M{front}", on_front[0].style) if len(on_front) > 1 else ("", "")
+    marks = fill("charts/scatter.html.jinja", dots=placed, front=line, style=style)
     return plot(label, marks, x=x, y=y, y_text=y_text, x_text=x_text)
