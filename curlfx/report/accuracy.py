@@ -71,16 +71,18 @@ def _stations(content: PageContent) -> Markup:
     ]
     label = "Accuracy: " + ", ".join(f"{name} {percent(accuracy)}" for name, accuracy in found)
     table = Table("accuracy by station", ("", "accuracy"), [(name, shown(value, ".4f")) for name, value in found])
-    note = f"Top-1 on {content.images} test images; straight after slimming it was {_bare(content.summary)}."
+    note = f"Top-1 on {content.images} test images; straight after slimming it was {_told(content.summary)}."
     return figure("stations", "Accuracy on the way", bars(rows, label=label, top=1.0), note=note, table=table)
 
 
-def _bare(summary: Mapping[str, Any]) -> str:
-    """Accuracy before any recovery, also without the biases that took something over."""
+def _told(summary: Mapping[str, Any]) -> str:
+    """Accuracy before any recovery, also without the biases that took something over, and after each stage of it."""
     recovery = summary["recovery"]
     bare = number(recovery.get("accuracy_before_without_absorbing"))
     without = f" (without absorbed biases {bare:.4f})" if math.isfinite(bare) else ""
-    return f"{shown(number(recovery.get('accuracy_before')), '.4f')}{without}"
+    after = {stage: number(accuracy) for stage, accuracy in recovery.get("accuracy_after", {}).items()}
+    stages = "".join(f", after {stage} {value:.4f}" for stage, value in after.items() if math.isfinite(value))
+    return f"{shown(number(recovery.get('accuracy_before')), '.4f')}{without}{stages}"
 
 
 def _epochs(content: PageContent) -> Markup:
