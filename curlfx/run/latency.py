@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from curlfx.cost import PredictionError
 from curlfx.coupling import Coupling
 from curlfx.deploy.latency_table import LatencyTable
 from curlfx.deploy.measure import TableSettings, measure_latency
-from curlfx.deploy.meet import plan_for_latency
+from curlfx.deploy.meet import MeasuredPlan, plan_for_latency
 from curlfx.graph.traced import TracedModel
 from curlfx.planning import SlimPlan
 from curlfx.run.job import Job
@@ -54,14 +55,20 @@ def plan_measured(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
         progress=job.progress,
         **plan_options(config),
     )
+    return found.plan, {"latency": tell(job, found, error)}
+
+
+def tell(job: Job, found: MeasuredPlan, error: PredictionError) -> dict[str, Any]:
+    """What was measured, for people and for the result of the stage. Raises: BudgetError when no plan met the target."""
+    least = "search.least" if job.config.search.enabled else "the floor"
     for number, attempt in enumerate(found.attempts, 1):
         job.say(f"plan {number}: predicted {attempt.predicted_ms:.3g} ms, measured {attempt.measured_ms:.3g} ms")
     found.require(
-        "raise the target or lower the floor in a new run, or go on when the machine is idle: "
+        f"raise the target or lower {least} in a new run, or go on when the machine is idle: "
         f"curlfx run resume={job.directory.path}"
     )
     job.say(f"latency: {found.measured_ms:.3g} ms of {found.limit_ms:.3g} ms")
-    measured = {
+    return {
         "limit_ms": found.limit_ms,
         "dense_ms": found.dense_ms,
         "measured_ms": found.measured_ms,
@@ -69,4 +76,3 @@ def plan_measured(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
         "attempts": [[attempt.predicted_ms, attempt.measured_ms] for attempt in found.attempts],
         "prediction_error": {"median": error.median, "worst": error.worst, "networks": error.networks},
     }
-    return found.plan, {"latency": measured}
