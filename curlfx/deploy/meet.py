@@ -127,8 +127,8 @@ def meet_latency(
         settings: Those that the table was measured with; None takes them from it.
         least: Share of the target below which too much is gone, in (0, 1].
 
-    Raises: what ``propose`` does for the first plan; TargetError when ``latency_ms`` is no target; PlanError when the table was measured with
-        other settings.
+    Raises: what ``propose`` does for the first plan; TargetError when ``latency_ms`` is no target; PlanError when the
+        table was measured with other settings.
     """
     if "latency_ms" not in target:
         raise TargetError(f"target = {dict(target)!r}: want latency_ms among them, like {{'latency_ms': '50%'}}")

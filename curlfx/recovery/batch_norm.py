@@ -144,7 +144,7 @@ def _check(func: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
     if any(refused in name for refused in _REFUSED):
         raise ModelError(f"{name}: not known over several processes; want torch.nn.BatchNorm, or a single process")
     if name.startswith("instance_norm"):
-        names = _FUNCTIONAL[:5] + ("use_input_stats",) if func is functional.instance_norm else _INSTANCE_NORM
+        names = (*_FUNCTIONAL[:5], "use_input_stats") if func is functional.instance_norm else _INSTANCE_NORM
         given = {"use_input_stats": True, **dict(zip(names, args, strict=False)), **kwargs}
         if given["use_input_stats"] and given.get("running_mean") is not None:
             raise ModelError(

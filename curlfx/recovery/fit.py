@@ -57,8 +57,8 @@ def fit(
     """Train ``module`` in place; afterwards it is in eval mode, where it was before, in the contiguous layout.
 
     Deterministic for ``settings.seed``, a loader that is, a device and a number of threads. Several processes
-    (`curlfx.recovery.joined`) that all call this share every batch, and end with the weights that one would end with, to
-    rounding; only the first one writes, and shows progress.
+    (`curlfx.recovery.joined`) that all call this share every batch, and end with the weights that one would end with,
+    to rounding; only the first one writes, and shows progress.
 
     Args:
         teacher: A network to distil from, put into eval mode; its images are the student's.

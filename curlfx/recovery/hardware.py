@@ -27,13 +27,10 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"device = {name!r}: want 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
     if device.type == "cuda":
-        found, index = torch.cuda.device_count(), own if device.index is None else device.index
+        found, index = torch.cuda.device_count(), device.index if ":" in name else own
         if index >= found:
-            raise ConfigError(
-                f"device = {name!r}: this machine has {found} CUDA devices"
-                + (f", and this is process {own} on it; start as many as there are, or" if own else "; want device=auto or")
-                + " device=cpu"
-            )
+            wanted = "want device=auto or cpu" if own == 0 else f"process {own} here would need its own; start fewer"
+            raise ConfigError(f"device = {name!r}: this machine has {found} CUDA devices; {wanted}")
         if index != own and processes().count > 1:
             raise ConfigError(f"device = {name!r}: of several processes each has a GPU of its own; want device=auto")
         return torch.device("cuda", index)

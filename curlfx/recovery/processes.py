@@ -44,7 +44,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, images: int) -> slice:
-        """This process's part of a batch; parts differ by at most one image.
+        """Which part of a batch this process has; parts differ by at most one image.
 
         Raises: DataError for fewer images than processes.
         """
@@ -90,7 +90,7 @@ class Processes:
                 parameter.grad = None
 
     def joined_rows(self, own: Tensor, rows: slice, total: int) -> Tensor:
-        """Rows of all processes, ``(total, …)``, from those of this one, ``(rows, …)``; gradients flow to everyone's."""
+        """Rows of all processes, ``(total, …)``, from ``rows`` of this one; gradients flow to everyone's."""
         if self.count == 1:
             return own
         joined: Tensor = _Joined.apply(own, rows, total, self)
@@ -152,7 +152,8 @@ class Processes:
         if self.count == 1:
             return work()
         if not self.leads:
-            return _understood(self._told(None))
+            heard: _T = _understood(self._told(None))
+            return heard
         try:
             with _solitude():
                 result = work()
@@ -177,8 +178,8 @@ class Processes:
             yield
         except RuntimeError as error:
             raise CheckError(
-                f"process {self.rank} of {self.count} cannot reach the others ({first_line(error)}); if one of them has "
-                "ended, its own message says why"
+                f"process {self.rank} of {self.count} cannot reach the others ({first_line(error)}); if one of them "
+                "has ended, its own message says why"
             ) from error
 
 

@@ -59,7 +59,7 @@ def plan_measured(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
 
 
 def tell(job: Job, found: MeasuredPlan, error: PredictionError) -> dict[str, Any]:
-    """What was measured, for people and for the result of the stage. Raises: BudgetError when no plan met the target."""
+    """What was measured, for people and for the result of the stage. Raises: BudgetError when no plan is met."""
     least = "search.least" if job.config.search.enabled else "the floor"
     for number, attempt in enumerate(found.attempts, 1):
         job.say(f"plan {number}: predicted {attempt.predicted_ms:.3g} ms, measured {attempt.measured_ms:.3g} ms")

@@ -14,7 +14,7 @@ from curlfx.run.directory import CHECKPOINTS, RunDirectory
 from curlfx.run.job import SLIM, START, Job
 
 TRAININGS = frozenset({"train", "overparam", "recover", "refine"})
-"""Stages that all processes take part in, beside a plan that is searched for; in others they wait, without computing."""
+"""Stages that all processes take part in, beside a plan that is searched for; in others they wait at rest."""
 FILES = (
     "plan.json",
     SLIM,

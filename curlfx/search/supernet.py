@@ -124,9 +124,7 @@ class Supernet:
             value = self.forward(stage, value, gates, mode, statistics)
             yield value
 
-    def loss(
-        self, stage: int, output: Tensor, target: Tensor, gates: Tensor, spread: Tensor | None = None
-    ) -> Tensor:
+    def loss(self, stage: int, output: Tensor, target: Tensor, gates: Tensor, spread: Tensor | None = None) -> Tensor:
         """How far a stage of a narrow network is from that of the whole one, a scalar.
 
         Within the network the mean squared error over the channels that stay, in variances of the target; at its end

@@ -30,7 +30,6 @@ from curlfx.recovery import (
     fit_expanded,
     joined,
     processes,
-    recover,
     refine,
 )
 from curlfx.recovery.batch_norm import WholeBatchNorm
