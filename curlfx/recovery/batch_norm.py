@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -90,6 +90,16 @@ def batch_statistics(values: Tensor, group: Processes) -> tuple[Tensor, Tensor, 
     mean = (shares * means).sum(0)
     variance = (shares * (variances + (means - mean).square())).sum(0)
     return mean, variance, counts.sum()
+
+
+def check_visible(module: nn.Module) -> None:
+    """Refuse parts whose batch normalisations `WholeBatchNorm` would not see. Raises: ModelError."""
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule) or type(part).__name__ == "OptimizedModule":
+            raise ModelError(
+                f"'{name or 'the network'}' is scripted or compiled, which several processes cannot share; give the "
+                "module that it was made from, or use a single process"
+            )
 
 
 def backward(loss: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from curlfx.errors import CheckError, ConfigError, ModelError, WeightsError
 from curlfx.recovery.average import WeightAverage
-from curlfx.recovery.batch_norm import WholeBatchNorm, backward
+from curlfx.recovery.batch_norm import WholeBatchNorm, backward, check_visible
 from curlfx.recovery.batches import IndexedBatch, Loader, batch_count, batches, drawing, indexed_batches, seeded
 from curlfx.recovery.checkpoint import Checkpoint, EpochRecord
 from curlfx.recovery.evaluate import evaluate
@@ -63,6 +63,8 @@ class Loop:
 
     def _begin(self, module: nn.Module, settings: TrainSettings) -> None:
         """Move the networks to the device, and make what the training needs there."""
+        if self.group.count > 1:
+            check_visible(module)
         for network in self.networks:
             network.to(self.device).eval()
         self.optimizer = make_optimizer(module, settings, self.supplement.undecayed)

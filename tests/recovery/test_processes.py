@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from curlfx.errors import ConfigError, DataError
+from curlfx.errors import ConfigError, DataError, ModelError
+from curlfx.recovery.batch_norm import check_visible
 from curlfx.recovery.hardware import choose_device
 from curlfx.recovery.processes import Processes, joined, processes
 from tests.recovery import together
@@ -98,6 +99,13 @@ def test_what_the_first_one_does(both: list[Any]) -> None:
 
 def test_nobody_waits_for_a_process_that_is_gone(both: list[Any]) -> None:
     assert both[0][1]["lost"].startswith("CheckError: process 0 of 2 cannot reach the others (")
+
+
+def test_hidden_normalisations_are_refused() -> None:
+    hidden = torch.nn.Sequential(torch.nn.ReLU(), torch.compile(torch.nn.BatchNorm2d(3)))
+    with pytest.raises(ModelError, match="'1' is scripted or compiled, which several processes cannot share"):
+        check_visible(hidden)
+    check_visible(together.network())
 
 
 @pytest.mark.parametrize("images", [3, 4, 7, 300])
