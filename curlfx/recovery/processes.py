@@ -207,6 +207,11 @@ def joined() -> Iterator[Processes]:
         do not find each other.
     """
     asked = os.environ.get("WORLD_SIZE", "1")
+    if "WORLD_SIZE" not in os.environ and {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= os.environ.keys():
+        raise ConfigError(  # it says where several processes would meet, and starts one, or some that know of no other
+            "accelerate launch starts several processes on CPUs through MPI alone, which curlfx does not read; "
+            "use torchrun --nproc-per-node N -m curlfx"
+        )
     if not dist.is_available() or dist.is_initialized() or asked == "1":
         yield processes()
         return

@@ -136,6 +136,16 @@ def test_an_environment_that_names_no_meeting_place(monkeypatch: pytest.MonkeyPa
         pass
 
 
+def test_accelerate_on_cpus_says_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    with joined() as group:  # one process, as asked for
+        assert group.count == 1
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(ConfigError, match="through MPI alone, which curlfx does not read; use torchrun"), joined():
+        pass
+
+
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     for module in ("processes", "hardware"):
