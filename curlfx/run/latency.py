@@ -11,6 +11,7 @@ from curlfx.deploy.measure import TableSettings, measure_latency
 from curlfx.deploy.meet import MeasuredPlan, plan_for_latency
 from curlfx.graph.traced import TracedModel
 from curlfx.planning import SlimPlan
+from curlfx.recovery import processes
 from curlfx.run.job import Job
 from curlfx.run.subject import plan_options
 
@@ -28,7 +29,9 @@ def measured_table(job: Job, traced: TracedModel, coupling: Coupling) -> tuple[L
     )
     job.say(f"measuring {settings.probes} narrow networks on onnxruntime")
     folder = job.checkpoint("latency")
-    table = measure_latency(traced, coupling, settings, cache=folder, progress=job.progress)
+    table = processes().on_leader(
+        lambda: measure_latency(traced, coupling, settings, cache=folder, progress=job.progress)
+    )
     error = table.prediction_error(traced, coupling)
     job.say(
         f"latency table: dense {table.dense_ms:.3g} ms; networks left out of the fit are predicted with an error of "
