@@ -40,7 +40,8 @@ def run_and_show(config: RunConfig) -> None:
 
     with RichProgress() as progress:
         result = run_job(config, progress=progress, say=lambda line: progress_line(progress, line))
-    show_summary(result.directory, result.summary)
+    if result.leads:
+        show_summary(result.directory, result.summary)
 
 
 def report(

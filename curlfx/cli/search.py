@@ -40,6 +40,8 @@ def search(
 
     with RichProgress() as progress:
         result = run(config, progress=progress, say=lambda line: progress_line(progress, line))
+    if not result.leads:
+        return
     show_summary(result.directory, result.summary)
     show_search(result.directory / SEARCH, result.summary)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from curlfx.progress import Progress, StepEvent, StepTimer
 TOLERANCE = 0.03
 OVER = 0.01  # how far above the target a measured latency may be to end the search
 ROUNDS = 6
+Propose = Callable[[Mapping[str, Amount], CostModel], SlimPlan]
 PLACE = ("provider", "threads", "batch_size")  # what of its settings a latency depends on
 
 
@@ -85,23 +86,49 @@ def plan_for_latency(
     progress: Progress | None = None,
     **options: Any,
 ) -> MeasuredPlan:
-    """Plan, slim, export, measure; take the measurement into the table; until measured latency meets the target.
+    """Plan from scores, slim, export, measure; until measured latency meets the target, as `meet_latency` says.
 
-    A latency that is measured within 3 % below the target, or 1 % above it, ends the search; so does a plan that comes
+    Args:
+        scores: What each channel is worth.
+        options: Of `curlfx.plan`.
+
+    Raises: as `curlfx.plan` and `meet_latency`.
+    """
+
+    def propose(bounds: Mapping[str, Amount], costs: CostModel) -> SlimPlan:
+        return make_plan(traced, coupling, scores, bounds, costs=costs, **options)
+
+    return meet_latency(traced, coupling, target, table, propose, settings, progress=progress)
+
+
+def meet_latency(
+    traced: TracedModel,
+    coupling: Coupling,
+    target: Mapping[str, Amount],
+    table: LatencyTable,
+    propose: Propose,
+    settings: TableSettings | None = None,
+    *,
+    least: float = 1 - TOLERANCE,
+    progress: Progress | None = None,
+) -> MeasuredPlan:
+    """Measure what is proposed; take the measurement into the table; until measured latency meets the target.
+
+    A latency that is measured between ``least`` of the target and 1 % above it ends this; so does a plan that comes
     again, and the sixth attempt.
 
     Args:
         traced: The dense network.
         coupling: Its channels.
-        scores: What each channel is worth.
         target: ``latency_ms``, alone or with others, as for `curlfx.plan`.
         table: Of `curlfx.measure_latency`; gets a sample for every attempt but the last. Times are scaled to what the
             dense network takes now.
+        propose: Makes a plan within bounds, by a cost model with the table's latencies.
         settings: Those that the table was measured with; None takes them from it.
-        options: Of `curlfx.plan`.
+        least: Share of the target below which too much is gone, in (0, 1].
 
-    Raises: as `curlfx.plan`; TargetError when ``latency_ms`` is no target; PlanError when the table was measured with
-        other settings.
+    Raises: what ``propose`` does for the first plan; TargetError when ``latency_ms`` is no target; PlanError when the
+        table was measured with other settings.
     """
     if "latency_ms" not in target:
         raise TargetError(f"target = {dict(target)!r}: want latency_ms among them, like {{'latency_ms': '50%'}}")
@@ -112,7 +139,7 @@ def plan_for_latency(
         dense_now = stopwatch.dense_now()
         drift = dense_now / table.dense_ms  # of the machine since the table was measured
         limit_ms = _limit(target, table.costs(traced, coupling), dense_now) / drift
-        for attempt in _attempts(stopwatch, scores, target, table, limit_ms, options):
+        for attempt in _attempts(stopwatch, propose, target, table, limit_ms, least):
             attempts.append(attempt)
             if progress is not None:
                 step = len(attempts)
@@ -151,15 +178,15 @@ def check_request(
 
 def _attempts(
     stopwatch: Stopwatch,
-    scores: Scores,
+    propose: Propose,
     target: Mapping[str, Amount],
     table: LatencyTable,
     limit_ms: float,
-    options: Mapping[str, Any],
+    least: float,
 ) -> Iterator[Attempt]:
     """Plans and their measurements, in milliseconds of the table; the last one meets the limit, or there is no other.
 
-    Raises: as `curlfx.plan`, for the first plan.
+    Raises: what ``propose`` does for the first plan.
     """
     traced, coupling = stopwatch.traced, stopwatch.coupling
     costs, tried = table.costs(traced, coupling), list[Keep]()
@@ -167,7 +194,7 @@ def _attempts(
     while len(tried) < ROUNDS:
         bounds = {**target, "latency_ms": min(limit_ms / factor, _predicted(costs))}
         try:
-            found = make_plan(traced, coupling, scores, bounds, costs=costs, **options)
+            found = propose(bounds, costs)
         except BudgetError:
             if not tried:
                 raise
@@ -178,7 +205,7 @@ def _attempts(
         sample = stopwatch.sample(found.keep, table.dense_ms)
         plan = found.model_copy(update={"target": dict(target)})
         yield Attempt(plan, found.after.latency_ms or 0.0, sample.milliseconds)
-        if 1 - TOLERANCE <= sample.milliseconds / limit_ms <= 1 + OVER:
+        if least <= sample.milliseconds / limit_ms <= 1 + OVER:
             return
         table.samples.append(sample)
         costs = table.costs(traced, coupling)

@@ -5,6 +5,7 @@ from curlfx.recovery.checkpoint import Checkpoint, EpochRecord
 from curlfx.recovery.evaluate import evaluate
 from curlfx.recovery.fit import FitResult, fit
 from curlfx.recovery.overparam import Overparam, fit_expanded
+from curlfx.recovery.processes import Processes, joined, processes
 from curlfx.recovery.recalibrate import recalibrate
 from curlfx.recovery.recipes import RECIPES, Recipe
 from curlfx.recovery.recover import RecoveryResult, TrainingData, recover, refine
@@ -19,6 +20,7 @@ __all__ = [
     "FitResult",
     "Loader",
     "Overparam",
+    "Processes",
     "Recipe",
     "RecoveryResult",
     "SoftLabels",
@@ -27,6 +29,8 @@ __all__ = [
     "evaluate",
     "fit",
     "fit_expanded",
+    "joined",
+    "processes",
     "recalibrate",
     "recover",
     "refine",

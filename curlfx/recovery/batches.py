@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -121,6 +121,14 @@ def _drawn(loader: Loader, epoch: int) -> Iterable[Any]:
     if isinstance(generator, torch.Generator):
         generator.manual_seed(torch.initial_seed())
     return loader
+
+
+@contextmanager
+def drawing(seeds: Sequence[int], device: torch.device) -> Iterator[None]:
+    """Random state of torch that follows from ``seeds``; the one before, untouched, afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence(tuple(seeds)).generate_state(1)[0]))
+        yield
 
 
 @contextmanager

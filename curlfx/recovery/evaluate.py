@@ -10,6 +10,7 @@ from curlfx.progress import Progress, StepEvent, StepTimer
 from curlfx.recovery.batches import Loader, batch_count, batches
 from curlfx.recovery.hardware import choose_device, evaluating
 from curlfx.recovery.loss import check_labels, hits, logits_of
+from curlfx.recovery.processes import ALONE, Processes
 
 
 def evaluate(
@@ -19,8 +20,12 @@ def evaluate(
     device: str = "auto",
     stage: str = "evaluate",
     progress: Progress | None = None,
+    group: Processes = ALONE,
 ) -> float:
     """Share of right answers in [0, 1], in eval mode and float32; the module's mode and place are restored.
+
+    Args:
+        group: Processes that all call this with the same network and images, and judge the batches in turn.
 
     Raises: DataError for an empty loader or labels that do not fit; ModelError for outputs without logits.
     """
@@ -30,6 +35,8 @@ def evaluate(
     with evaluating(module, place), torch.inference_mode():
         timer = StepTimer(total)
         for step, (images, labels) in enumerate(batches(loader, 0), start=1):
+            if step % group.count != group.rank:
+                continue
             logits = logits_of(module(images.to(place, non_blocking=True)))
             check_labels(logits, labels)
             found, answers = hits(logits, labels.to(place, non_blocking=True))
@@ -39,6 +46,9 @@ def evaluate(
                 progress.on_step(
                     StepEvent(stage, 0, step, max(step, total), accuracy=int(right) / asked, seconds_left=left)
                 )
-    if asked == 0:
+    sums = torch.stack([right, torch.tensor(asked, device=place)])
+    group.add_up([sums])
+    found, answers = sums.tolist()
+    if answers == 0:
         raise DataError("no image to evaluate on; want at least one")
-    return int(right) / asked
+    return float(found / answers)

@@ -11,7 +11,7 @@ from torch import nn
 
 from curlfx.progress import Progress, StepEvent, StepTimer
 from curlfx.recovery.batches import Loader
-from curlfx.recovery.checkpoint import EpochRecord
+from curlfx.recovery.checkpoint import Checkpoint, EpochRecord
 from curlfx.recovery.hardware import reproducible
 from curlfx.recovery.loop import Loop
 from curlfx.recovery.meter import Meter
@@ -56,7 +56,9 @@ def fit(
 ) -> FitResult:
     """Train ``module`` in place; afterwards it is in eval mode, where it was before, in the contiguous layout.
 
-    Deterministic for ``settings.seed``, a loader that is, a device and a number of threads.
+    Deterministic for ``settings.seed``, a loader that is, a device and a number of threads. Several processes
+    (`curlfx.recovery.joined`) that all call this share every batch, and end with the weights that one would end with,
+    to rounding; only the first one writes, and shows progress.
 
     Args:
         teacher: A network to distil from, put into eval mode; its images are the student's.
@@ -68,24 +70,31 @@ def fit(
         resume: Go on from ``checkpoint`` if it exists.
 
     Raises: DataError, ModelError, ConfigError as the parts do; CheckError when the loss is no longer finite;
-        OutputError when the checkpoint cannot be written; WeightsError when it is not one of this network.
+        OutputError when the checkpoint cannot be written; WeightsError when it is not one of this network. Over
+        several processes also CheckError when one is lost, or they were not given the same.
     """
     loop = Loop(module, loader, settings, teacher, validation, soft, supplement)
+    group = loop.group
     try:
-        if checkpoint is not None and resume and checkpoint.exists():
-            loop.restore(checkpoint)
+        if checkpoint is not None and resume:
+            saved = group.on_leader(lambda: Checkpoint.load(checkpoint) if checkpoint.exists() else None)
+            if saved is not None:
+                loop.restore(saved, checkpoint)
+        if soft is not None:
+            soft.follow(group)
         resumed_after = loop.epoch
-        watch = _watcher(loop, stage, progress)
+        watch = _watcher(loop, stage, progress if group.leads else None)
         with reproducible(loop.device):
             while loop.epoch < settings.epochs:
                 with nullcontext() if soft is None else soft.learning():
                     loop.run_epoch(watch)
                 if checkpoint is not None:
-                    loop.snapshot().save(checkpoint)
+                    group.on_leader(lambda: loop.snapshot().save(checkpoint))
                     if soft is not None:
                         soft.forget()
         if loop.average is not None:
             loop.average.apply()
+        group.align(module)
     finally:
         loop.release()
     return FitResult(tuple(loop.history), sum(record.seconds for record in loop.history), resumed_after)

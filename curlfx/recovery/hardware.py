@@ -10,22 +10,30 @@ import torch
 from torch import Tensor, nn
 
 from curlfx.errors import ConfigError
+from curlfx.recovery.processes import local_rank, processes
 from curlfx.recovery.settings import Amp, MemoryFormat
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called ``name``; ``"auto"`` is the first GPU, else the CPU. Raises: ConfigError when there is none."""
+    """The device called ``name``; ``"auto"`` is the first GPU, else the CPU. Raises: ConfigError when there is none.
+
+    Of several processes on a machine, each has the GPU of its own number.
+    """
+    own = local_rank()
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        name = f"cuda:{own}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device = {name!r}: want 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
     if device.type == "cuda":
-        found = torch.cuda.device_count()
-        if (device.index or 0) >= found:
-            raise ConfigError(f"device = {name!r}: this machine has {found} CUDA devices; want device=auto or cpu")
-        return torch.device("cuda", device.index or 0)
+        found, index = torch.cuda.device_count(), device.index if ":" in name else own
+        if index >= found:
+            wanted = "want device=auto or cpu" if own == 0 else f"process {own} here would need its own; start fewer"
+            raise ConfigError(f"device = {name!r}: this machine has {found} CUDA devices; {wanted}")
+        if index != own and processes().count > 1:
+            raise ConfigError(f"device = {name!r}: of several processes each has a GPU of its own; want device=auto")
+        return torch.device("cuda", index)
     if device.type != "cpu":
         raise ConfigError(f"device = {name!r}: want 'auto', 'cpu', 'cuda' or 'cuda:N'")
     return device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from curlfx.errors import CheckError, ConfigError, ModelError, WeightsError
 from curlfx.recovery.average import WeightAverage
-from curlfx.recovery.batches import IndexedBatch, Loader, batch_count, batches, indexed_batches, seeded
+from curlfx.recovery.batch_norm import WholeBatchNorm, backward, check_visible
+from curlfx.recovery.batches import IndexedBatch, Loader, batch_count, batches, drawing, indexed_batches, seeded
 from curlfx.recovery.checkpoint import Checkpoint, EpochRecord
 from curlfx.recovery.evaluate import evaluate
 from curlfx.recovery.hardware import Placement, arrange, choose_device, choose_placement, home_of
 from curlfx.recovery.loss import check_labels, hits, logits_of, loss_of, refining_loss
 from curlfx.recovery.meter import Meter
 from curlfx.recovery.mixup import Mixup
+from curlfx.recovery.processes import Processes, processes
 from curlfx.recovery.settings import TrainSettings
 from curlfx.recovery.soft_labels import SoftLabels
 from curlfx.recovery.supplement import Supplement
@@ -47,6 +49,7 @@ class Loop:
         if soft is not None and settings.mixup > 0:
             raise ConfigError(f"mixup = {settings.mixup}: a blend of images has no soft label of its own; want mixup=0")
         self.steps = batch_count(loader)
+        self.group = processes()
         self.device = choose_device(settings.device)
         self.placement: Placement | None = None
         self.epoch, self.history = 0, list[EpochRecord]()
@@ -60,6 +63,8 @@ class Loop:
 
     def _begin(self, module: nn.Module, settings: TrainSettings) -> None:
         """Move the networks to the device, and make what the training needs there."""
+        if self.group.count > 1:
+            check_visible(module)
         for network in self.networks:
             network.to(self.device).eval()
         self.optimizer = make_optimizer(module, settings, self.supplement.undecayed)
@@ -71,6 +76,7 @@ class Loop:
     def run_epoch(self, watch: Callable[[int, Meter], None]) -> None:
         """One pass over the loader; ``watch`` is called after every step with its number in the epoch, from 1."""
         started, meter, rate = time.perf_counter(), Meter(), 0.0
+        self.group.align(self.module)
         self.module.train()
         self.supplement.before_epoch(self.module, self.epoch)
         every = 1 if self.device.type == "cpu" else _FLUSH_ON_GPU
@@ -79,7 +85,10 @@ class Loop:
         with seeded(self.settings.seed, self.epoch, self.device):
             for step, batch in enumerate(self._drawn(), start=1):
                 rate = self.settings.learning_rate(self.epoch * self.steps + step - 1, self.steps)
-                self._step(batch, rate, meter)
+                if step == 1:
+                    agree_on_batch(self.group, batch.labels, self.epoch)
+                with as_one(self.group, (self.settings.seed, self.epoch, step), self.device):
+                    self._step(batch, rate, meter)
                 if step % every == 0 or step == self.steps:
                     self._flush(meter, rate)
                 watch(step, meter)
@@ -101,27 +110,34 @@ class Loop:
             yield IndexedBatch(images, labels, torch.empty(0, dtype=torch.int64))
 
     def _step(self, batch: IndexedBatch, rate: float, meter: Meter) -> None:
-        images, labels = batch.images.to(self.device, non_blocking=True), batch.labels
+        """One step on this process's part of a batch."""
+        total = len(batch.images)
+        rows = self.group.share(total)
+        mix = None if self.mixup is None else self.mixup.draw(total)
+        images = batch.images if mix is None else mix.images(batch.images.to(self.device, non_blocking=True))
+        images = images[rows].to(self.device, non_blocking=True)
         placement = self._place(images)
-        mix = None if self.mixup is None else self.mixup.draw(len(images))
-        images = placement.images(images if mix is None else mix.images(images))
+        images = placement.images(images)
         judged, taught = self._judged(images, placement)
         with placement.autocast():
             output = self.module(images)
         logits = logits_of(output)
+        labels = batch.labels[rows]
         check_labels(logits, labels)
         labels = labels.to(self.device, non_blocking=True)
-        soft = None if self.soft is None else self.soft.rows(batch.positions).to(self.device).requires_grad_()
+        soft = None if self.soft is None else self.soft.rows(batch.positions[rows]).to(self.device).requires_grad_()
         if soft is None:
-            loss = loss_of(logits, labels, judged, self.settings, mix)
+            blend = None if mix is None else mix.blend(batch.labels.to(self.device, non_blocking=True), rows)
+            loss = loss_of(logits, labels, judged, self.settings, blend)
         else:
             loss = refining_loss(logits, labels, soft, self.settings)
         extra = self.supplement.loss(output, taught)
         loss = loss if extra is None else loss + extra
-        self._descend(loss, rate)
+        self._descend(loss if self.group.count == 1 else loss * (len(images) / total), rate)
         if self.soft is not None and soft is not None and soft.grad is not None:
-            self.soft.descend(batch.positions, soft.grad, self.settings.label_lr)
-        wanted = labels if mix is None else mix.dominant(labels)
+            gradient = self.group.joined_rows(soft.grad, rows, total)
+            self.soft.descend(batch.positions, gradient, self.settings.label_lr)
+        wanted = labels if mix is None else mix.dominant(batch.labels)[rows].to(self.device, non_blocking=True)
         meter.add(loss, *hits(logits.detach(), wanted), len(images))
 
     def _place(self, images: Tensor) -> Placement:
@@ -143,7 +159,8 @@ class Loop:
 
     def _descend(self, loss: Tensor, rate: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        backward(loss)
+        self.group.add_gradients(self.module.parameters())
         if self.settings.clip_gradient is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_gradient)
         for group in self.optimizer.param_groups:
@@ -153,7 +170,7 @@ class Loop:
             self.average.update()
 
     def _flush(self, meter: Meter, rate: float) -> None:
-        bad = meter.flush()
+        bad = meter.flush(self.group)
         if bad is not None:
             where = f"epoch {self.epoch + 1}, step {bad} of {self.steps}"
             raise CheckError(
@@ -165,7 +182,7 @@ class Loop:
         if self.validation is None:
             return None
         with nullcontext() if self.average is None else self.average.applied():
-            return evaluate(self.module, self.validation, device=str(self.device))
+            return evaluate(self.module, self.validation, device=str(self.device), group=self.group)
 
     def snapshot(self) -> Checkpoint:
         """Everything a later process needs to go on as if nothing had happened."""
@@ -176,9 +193,8 @@ class Loop:
             self.epoch, self.steps, self.settings, model, optimizer, average, history, beside.described, beside.state()
         )
 
-    def restore(self, path: Path) -> None:
-        """Take up the checkpoint at ``path``. Raises: WeightsError, ConfigError."""
-        saved = Checkpoint.load(path)
+    def restore(self, saved: Checkpoint, path: Path) -> None:
+        """Take up the checkpoint that was at ``path``. Raises: WeightsError, ConfigError."""
         saved.check_resumable(path, self.settings, self.steps, self.supplement.described)
         self.supplement.restore(saved.state)
         try:
@@ -189,7 +205,7 @@ class Loop:
             raise WeightsError(f"{path}: belongs to another network ({reason}); delete it to start afresh") from error
         if self.average is not None and saved.average is not None:
             self.average.restore(saved.average["steps"], saved.average["average"])
-        if self.soft is not None:
+        if self.soft is not None and self.group.leads:
             self.soft.restore(saved.epoch)
         self.epoch, self.history = saved.epoch, list(saved.history)
 
@@ -199,6 +215,23 @@ class Loop:
         for network, home in zip(self.networks, self.homes, strict=True):
             network.to(home).eval()
             arrange(network, torch.contiguous_format)
+
+
+@contextmanager
+def as_one(group: Processes, seeds: tuple[int, ...], device: torch.device) -> Iterator[None]:
+    """Let processes compute a step as one would, but for dropout: each draws random numbers of its own."""
+    if group.count == 1:
+        yield
+        return
+    with drawing((*seeds, group.rank), device), WholeBatchNorm(group):
+        yield
+
+
+def agree_on_batch(group: Processes, labels: Tensor, epoch: int) -> None:
+    """Insist that the first batch of an epoch is the same in all processes. Raises: CheckError."""
+    if group.count > 1:
+        shown = (f"image {place} of class {label}" for place, label in enumerate(labels.tolist()))
+        group.agree(f"the first batch of epoch {epoch + 1}", "\n".join(shown))
 
 
 def make_optimizer(module: nn.Module, settings: TrainSettings, undecayed: Collection[str] = ()) -> torch.optim.SGD:

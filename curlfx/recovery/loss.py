@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from curlfx.errors import DataError, ModelError
-from curlfx.recovery.mixup import Mix
+from curlfx.recovery.mixup import Blend
 from curlfx.recovery.settings import TrainSettings
 
 
@@ -28,16 +29,16 @@ def logits_of(output: object) -> Tensor:
     raise ModelError(f"the network returns {shape}; want class logits (B, K, …), alone or first among its outputs")
 
 
-def supervised(logits: Tensor, labels: Tensor, settings: TrainSettings, mix: Mix | None = None) -> Tensor:
+def supervised(logits: Tensor, labels: Tensor, settings: TrainSettings, blend: Blend | None = None) -> Tensor:
     """Mean cross-entropy, a scalar; of mixed images ``lam * CE(labels) + (1 - lam) * CE(labels of their partners)``.
 
     Shapes: logits ``(B, K, …)``; labels ``(B, …)`` class numbers or ``(B, K, …)`` probabilities.
     """
-    loss = functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
-    if mix is None:
+    loss = functional.cross_entropy(precise(logits), labels, label_smoothing=settings.label_smoothing)
+    if blend is None:
         return loss
-    other = functional.cross_entropy(logits.float(), mix.partners(labels), label_smoothing=settings.label_smoothing)
-    return mix.share * loss + (1.0 - mix.share) * other
+    other = functional.cross_entropy(precise(logits), blend.labels, label_smoothing=settings.label_smoothing)
+    return blend.share * loss + (1.0 - blend.share) * other
 
 
 def distilled(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -46,8 +47,8 @@ def distilled(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     Shapes: both ``(B, K, …)``; the mean runs over everything but K.
     Source: Hinton et al., arXiv:1503.02531; weights as in CURL, arXiv:1911.08114.
     """
-    student_log = functional.log_softmax(logits.float() / temperature, dim=1)
-    teacher_log = functional.log_softmax(teacher.float() / temperature, dim=1)
+    student_log = functional.log_softmax(precise(logits) / temperature, dim=1)
+    teacher_log = functional.log_softmax(precise(teacher) / temperature, dim=1)
     return functional.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(1).mean() * temperature**2
 
 
@@ -59,18 +60,18 @@ def drawn_to(logits: Tensor, soft: Tensor, temperature: float) -> Tensor:
     Shapes: both ``(B, K)``.
     Source: label refinement of CURL, arXiv:1911.08114.
     """
-    student_log = functional.log_softmax(logits.float() / temperature, dim=1)
-    soft_log = functional.log_softmax(soft.float() / temperature, dim=1)
+    student_log = functional.log_softmax(precise(logits) / temperature, dim=1)
+    soft_log = functional.log_softmax(soft.to(student_log.dtype) / temperature, dim=1)
     return functional.kl_div(soft_log, student_log, reduction="none", log_target=True).sum(1).mean() * temperature**2
 
 
 def loss_of(
-    logits: Tensor, labels: Tensor, teacher: Tensor | None, settings: TrainSettings, mix: Mix | None = None
+    logits: Tensor, labels: Tensor, teacher: Tensor | None, settings: TrainSettings, blend: Blend | None = None
 ) -> Tensor:
     """``alpha * T^2 * KL(teacher || student) + (1 - alpha) * cross-entropy``; the latter alone without a teacher."""
     if teacher is None:
-        return supervised(logits, labels, settings, mix)
-    return _weighed(distilled(logits, teacher, settings.temperature), logits, labels, settings, mix)
+        return supervised(logits, labels, settings, blend)
+    return _weighed(distilled(logits, teacher, settings.temperature), logits, labels, settings, blend)
 
 
 def refining_loss(logits: Tensor, labels: Tensor, soft: Tensor, settings: TrainSettings) -> Tensor:
@@ -83,10 +84,15 @@ def refining_loss(logits: Tensor, labels: Tensor, soft: Tensor, settings: TrainS
     return _weighed(drawn_to(logits, soft, settings.temperature), logits, labels, settings, None)
 
 
-def _weighed(soft: Tensor, logits: Tensor, labels: Tensor, settings: TrainSettings, mix: Mix | None) -> Tensor:
+def _weighed(soft: Tensor, logits: Tensor, labels: Tensor, settings: TrainSettings, blend: Blend | None) -> Tensor:
     alpha = settings.distillation
     loss = alpha * soft
-    return loss if alpha == 1.0 else loss + (1.0 - alpha) * supervised(logits, labels, settings, mix)
+    return loss if alpha == 1.0 else loss + (1.0 - alpha) * supervised(logits, labels, settings, blend)
+
+
+def precise(values: Tensor) -> Tensor:
+    """``values``, half precision as float32."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:

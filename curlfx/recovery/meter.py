@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from curlfx.recovery.processes import ALONE, Processes
+
 
 class Meter:
     """Sums over an epoch; the newest stay on the device until someone looks."""
@@ -23,20 +25,28 @@ class Meter:
         self._right.append(right)
         self._counts.append((images, answers))
 
-    def flush(self) -> int | None:
-        """Bring the sums up to date; returns the step of the epoch, from 1, of the first loss that is not finite."""
+    def flush(self, group: Processes = ALONE) -> int | None:
+        """Bring the sums up to date; returns the step of the epoch, from 1, of the first loss that is not finite.
+
+        Args:
+            group: Processes that have a part of every batch each; the sums are over all parts.
+        """
         if not self._counts:
             return None
-        losses = torch.stack(self._losses).tolist()
-        for position, loss in enumerate(losses, start=1):
+        losses = torch.stack(self._losses).double()
+        counts = torch.tensor(self._counts, dtype=torch.float64).to(losses.device)
+        table = torch.stack([losses * counts[:, 0], torch.stack(self._right).double(), *counts.T], dim=1)
+        group.add_up([table])
+        steps = table.tolist()
+        for position, (loss, *_) in enumerate(steps, start=1):
             if not math.isfinite(loss):
                 return self._steps + position
-        for loss, (images, answers) in zip(losses, self._counts, strict=True):
-            self._loss += loss * images
-            self._images += images
-            self._answers += answers
-        self._hits += int(torch.stack(self._right).sum())
-        self._steps += len(losses)
+        for loss, right, images, answers in steps:
+            self._loss += loss
+            self._hits += int(right)
+            self._images += int(images)
+            self._answers += int(answers)
+        self._steps += len(steps)
         self._losses, self._right, self._counts = [], [], []
         return None
 

@@ -12,6 +12,19 @@ from curlfx.errors import DataError
 
 
 @dataclass(frozen=True)
+class Blend:
+    """Labels of blended images.
+
+    Attributes:
+        share: lam, the share of an image itself, in [0, 1].
+        labels: ``(B,)`` or ``(B, K)``: those of the images that each is blended with.
+    """
+
+    share: float
+    labels: Tensor
+
+
+@dataclass(frozen=True)
 class Mix:
     """How one batch is blended.
 
@@ -32,6 +45,10 @@ class Mix:
     def partners(self, values: Tensor) -> Tensor:
         """``values[order]``, whatever their device."""
         return values[self.order.to(values.device)]
+
+    def blend(self, labels: Tensor, rows: slice = slice(None)) -> Blend:
+        """What the loss of some images needs to know, from the labels of all."""
+        return Blend(self.share, self.partners(labels)[rows])
 
     def dominant(self, labels: Tensor) -> Tensor:
         """The labels with the greater share: what counts as the right answer for a blended image."""

@@ -22,8 +22,9 @@ from curlfx.progress import Progress
 from curlfx.recovery.batches import Loader, batches, seeded
 from curlfx.recovery.fit import FitResult, fit
 from curlfx.recovery.hardware import home_of
+from curlfx.recovery.processes import processes
 from curlfx.recovery.settings import TrainSettings
-from curlfx.recovery.similarity import similarities, similarity_loss
+from curlfx.recovery.similarity import all_similarities, similarity_loss
 from curlfx.recovery.supplement import Supplement
 from curlfx.recovery.taps import per_image, tapped
 
@@ -178,14 +179,13 @@ class _Enlarged(Supplement):
 
     def taught(self, output: Any) -> list[Tensor] | None:
         """Similarities in the dense network's layers."""
-        return [similarities(features) for features in output[1]] if self.asks_teacher else None
+        return all_similarities(output[1], processes()) if self.asks_teacher else None
 
     def loss(self, output: Any, taught: Sequence[Tensor]) -> Tensor | None:
         """How far the student's are from them."""
         if not self.asks_teacher:
             return None
-        ours = [similarities(features) for features in output[1]]
-        return self._settings.similarity * similarity_loss(ours, taught)
+        return self._settings.similarity * similarity_loss(all_similarities(output[1], processes()), taught)
 
 
 def _common(student: TracedModel, teacher: TracedModel, names: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from curlfx.progress import Progress
 from curlfx.recovery.batches import Loader
 from curlfx.recovery.fit import FitResult, fit
 from curlfx.recovery.overparam import as_traced, fit_expanded
+from curlfx.recovery.processes import processes
 from curlfx.recovery.recipes import Recipe, find_recipe
 from curlfx.recovery.settings import TrainSettings
 from curlfx.recovery.soft_labels import SoftLabels, teacher_logits
@@ -178,9 +179,13 @@ def refine(
     settings = recipe.refine
     images = data.expanded(settings.seed) if recipe.expand_refine else data
     labels = SoftLabels(checkpoint)
-    if checkpoint is None or not (resume and checkpoint.exists()):
-        plain = images.loader("train", TEACHER_BATCH, indexed=True)
-        labels.start(teacher_logits(teacher, plain, device=settings.device))
+
+    def start() -> None:
+        if checkpoint is None or not (resume and checkpoint.exists()):
+            plain = images.loader("train", TEACHER_BATCH, indexed=True)
+            labels.start(teacher_logits(teacher, plain, device=settings.device))
+
+    processes().on_leader(start)
     batches = images.loader(
         "train", settings.batch_size, seed=settings.seed, augment="mild", shuffle=True, indexed=True
     )

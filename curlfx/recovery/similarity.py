@@ -11,20 +11,35 @@ from torch import Tensor
 from torch.nn import functional
 
 from curlfx.errors import DataError
+from curlfx.recovery.loss import precise
+from curlfx.recovery.processes import ALONE, Processes
 
 
 def similarities(features: Tensor) -> Tensor:
-    """How alike the images of a batch are, ``(B, B)`` float32: ``Q Qᵀ`` with rows of length 1.
+    """How alike the images of a batch are, ``(B, B)``, float32 or better: ``Q Qᵀ`` with rows of length 1.
 
     Never under autocast: sums over all features leave the range of half precision.
 
     Shapes: features ``(B, …)``; Q is ``(B, all others)``, in any order.
     Source: Tung & Mori, arXiv:1907.09682, section 3.1.
     """
-    kind = features.device.type
+    (found,) = all_similarities([features], ALONE)
+    return found
+
+
+def all_similarities(features: Sequence[Tensor], group: Processes) -> list[Tensor]:
+    """The same for several layers ``(b, …)``, of whose batch every process has a part: its rows of each, ``(b, B)``.
+
+    Over several processes every feature travels to all of them.
+    """
+    kind = features[0].device.type
     with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
-        products: Tensor = _Gram.apply(_rows(features).float())
-        return functional.normalize(products, dim=1)
+        rows = [precise(_rows(one)) for one in features]
+        if group.count == 1:
+            products = [_Gram.apply(own) for own in rows]
+        else:
+            products = [own @ whole.mT for own, whole in zip(rows, group.joined_features(rows), strict=True)]
+        return [functional.normalize(one, dim=1) for one in products]
 
 
 class _Gram(torch.autograd.Function):
@@ -53,6 +68,8 @@ def _rows(features: Tensor) -> Tensor:
 
 def similarity_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Mean over layers of ``‖G_teacher - G_student‖² / B²`` for the `similarities` G of the same images, a scalar.
+
+    Over the rows ``(b, B)`` of a process it is the mean over these.
 
     Raises: DataError for batches of different sizes.
     """

@@ -18,6 +18,7 @@ from curlfx.files import discard, written
 from curlfx.recovery.batches import Loader, indexed_batches
 from curlfx.recovery.hardware import choose_device, evaluating, reproducible
 from curlfx.recovery.loss import logits_of
+from curlfx.recovery.processes import Processes
 
 Logits = NDArray[np.float32]
 
@@ -58,6 +59,13 @@ class SoftLabels:
         with written(file) as temporary, temporary.open("wb") as stream:
             np.save(stream, values.astype(np.float32, copy=False))
         self._values = _mapped(file)
+
+    def follow(self, group: Processes) -> None:
+        """Take over the labels of the first process, in memory; its own stay where they are."""
+        values = group.on_leader(lambda: self._values)
+        if not group.leads:
+            self._path = None
+            self.start(values)
 
     def restore(self, epoch: int) -> None:
         """Take up the labels after ``epoch`` epochs. Raises: WeightsError when they are not there or damaged."""

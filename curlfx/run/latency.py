@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from curlfx.cost import PredictionError
 from curlfx.coupling import Coupling
 from curlfx.deploy.latency_table import LatencyTable
 from curlfx.deploy.measure import TableSettings, measure_latency
-from curlfx.deploy.meet import plan_for_latency
+from curlfx.deploy.meet import MeasuredPlan, plan_for_latency
 from curlfx.graph.traced import TracedModel
 from curlfx.planning import SlimPlan
+from curlfx.recovery import processes
 from curlfx.run.job import Job
 from curlfx.run.subject import plan_options
 
@@ -27,7 +29,9 @@ def measured_table(job: Job, traced: TracedModel, coupling: Coupling) -> tuple[L
     )
     job.say(f"measuring {settings.probes} narrow networks on onnxruntime")
     folder = job.checkpoint("latency")
-    table = measure_latency(traced, coupling, settings, cache=folder, progress=job.progress)
+    table = processes().on_leader(
+        lambda: measure_latency(traced, coupling, settings, cache=folder, progress=job.progress)
+    )
     error = table.prediction_error(traced, coupling)
     job.say(
         f"latency table: dense {table.dense_ms:.3g} ms; networks left out of the fit are predicted with an error of "
@@ -54,14 +58,20 @@ def plan_measured(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
         progress=job.progress,
         **plan_options(config),
     )
+    return found.plan, {"latency": tell(job, found, error)}
+
+
+def tell(job: Job, found: MeasuredPlan, error: PredictionError) -> dict[str, Any]:
+    """What was measured, for people and for the result of the stage. Raises: BudgetError when no plan is met."""
+    least = "search.least" if job.config.search.enabled else "the floor"
     for number, attempt in enumerate(found.attempts, 1):
         job.say(f"plan {number}: predicted {attempt.predicted_ms:.3g} ms, measured {attempt.measured_ms:.3g} ms")
     found.require(
-        "raise the target or lower the floor in a new run, or go on when the machine is idle: "
+        f"raise the target or lower {least} in a new run, or go on when the machine is idle: "
         f"curlfx run resume={job.directory.path}"
     )
     job.say(f"latency: {found.measured_ms:.3g} ms of {found.limit_ms:.3g} ms")
-    measured = {
+    return {
         "limit_ms": found.limit_ms,
         "dense_ms": found.dense_ms,
         "measured_ms": found.measured_ms,
@@ -69,4 +79,3 @@ def plan_measured(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
         "attempts": [[attempt.predicted_ms, attempt.measured_ms] for attempt in found.attempts],
         "prediction_error": {"median": error.median, "worst": error.worst, "networks": error.networks},
     }
-    return found.plan, {"latency": measured}

@@ -13,6 +13,7 @@ import torch
 
 from curlfx.errors import ConfigError, VerificationError
 from curlfx.progress import Progress
+from curlfx.recovery import Processes, joined
 from curlfx.report.text import verdict
 from curlfx.run import compilation, deployment, reporting, scoring, training
 from curlfx.run.config import RunConfig
@@ -21,6 +22,7 @@ from curlfx.run.job import Job, Say
 from curlfx.run.reporting import read_summary
 from curlfx.run.settings import make_config
 from curlfx.run.subject import examine, load_subject
+from curlfx.run.together import Opened, do_stage, open_together
 
 Stage = Callable[[Job], dict[str, Any]]
 
@@ -56,10 +58,12 @@ class RunResult:
     Attributes:
         directory: The run directory.
         summary: ``summary.json``.
+        leads: Whether this process wrote them: the only one, or the first of several.
     """
 
     directory: Path
     summary: Mapping[str, Any]
+    leads: bool = True
 
     @property
     def passed(self) -> bool:
@@ -72,6 +76,8 @@ def run(
 ) -> RunResult:
     """Do the whole job: train if there are no weights, compile, recover, export, verify, measure, report.
 
+    Processes that ``torchrun`` or ``accelerate launch`` started share the trainings; the first one does all else.
+
     Args:
         config: What to do; a mapping is checked first; none is the embedded default (scikit-learn's digits).
         progress: Who sees the steps of long stages.
@@ -82,54 +88,60 @@ def run(
         VerificationError when networks that must agree do not (what was found is in the run directory).
     """
     config = config if isinstance(config, RunConfig) else make_config(config or {})
-    if config.resume is not None:
-        return _resumed(config, progress, say)
-    with _threads(config.threads):
-        subject = load_subject(config)
-        examine(config, subject)
-        with RunDirectory.create(config.out, config.name or _name(config), config.resolved()) as directory:
-            return _finish(Job.start(config, subject, directory, progress, say))
+    with joined() as group:
+        progress, say = (progress, say) if group.leads else (None, lambda _: None)
+        if config.resume is not None:
+            return _resumed(config, group, progress, say)
+        with _threads(config.threads):
+            subject = load_subject(config)
+
+            def create() -> Opened:
+                examine(config, subject)
+                settings = config.resolved()
+                return RunDirectory.create(config.out, config.name or _name(config), settings), settings
+
+            with open_together(group, create) as (directory, _, path):
+                return _finish(Job.start(config, subject, directory, progress, say), group, path)
 
 
-def _resumed(request: RunConfig, progress: Progress | None, say: Say) -> RunResult:
+def _resumed(request: RunConfig, group: Processes, progress: Progress | None, say: Say) -> RunResult:
     """Go on with an earlier run as it was configured. Raises: ConfigError for any other key beside ``resume``."""
-    others = sorted(request.model_fields_set - {"resume"})
-    if others or request.resume is None:
-        raise ConfigError(
-            f"resume={request.resume} goes on with that run's own settings; leave out {', '.join(others)}"
-        )
-    directory, settings = RunDirectory.reopen(request.resume)
-    with directory:
+    folder, others = request.resume, sorted(request.model_fields_set - {"resume"})
+    if others or folder is None:
+        raise ConfigError(f"resume={folder} goes on with that run's own settings; leave out {', '.join(others)}")
+    with open_together(group, lambda: RunDirectory.reopen(folder)) as (directory, settings, path):
         config = make_config(settings)
         if directory.done.keys() >= STAGES.keys():
-            return _result(directory)
+            return _result(group, path)
         with _threads(config.threads):
-            return _finish(Job.start(config, load_subject(config), directory, progress, say))
+            return _finish(Job.start(config, load_subject(config), directory, progress, say), group, path)
 
 
-def _finish(job: Job) -> RunResult:
+def _finish(job: Job, group: Processes, path: Path) -> RunResult:
     directory = job.directory
-    job.say(f"run directory {directory.path}")
+    job.say(f"run directory {path}")
+    if group.count > 1:
+        job.say(f"{group.count} processes train together")
     job.say(_what(job))
     try:
         for name, stage in STAGES.items():
             if name in directory.done:
                 continue
             start = time.perf_counter()
-            found = stage(job)
+            found = do_stage(group, name, stage, job)
             directory.record(name, found, time.perf_counter() - start)
             job.log(f"{name}: done in {directory.seconds[name]:.2f} s")
     except BaseException as error:
-        error.add_note(f"to go on with this run: curlfx run resume={directory.path}")
+        error.add_note(f"to go on with this run: curlfx run resume={path}")
         raise
-    return _result(directory)
+    return _result(group, path)
 
 
-def _result(directory: RunDirectory) -> RunResult:
+def _result(group: Processes, path: Path) -> RunResult:
     """The finished run. Raises: VerificationError when one of its checks failed."""
-    result = RunResult(directory.path, read_summary(directory.path))
+    result = RunResult(path, group.on_leader(lambda: read_summary(path)), group.leads)
     if not result.passed:
-        raise VerificationError(f"verification {verdict(result.summary)}; see {directory.path / 'report.html'}")
+        raise VerificationError(f"verification {verdict(result.summary)}; see {path / 'report.html'}")
     return result
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from curlfx.cost import CostModel
+from curlfx.deploy.meet import TOLERANCE, meet_latency
 from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel
 from curlfx.planning import SlimPlan
 from curlfx.planning.apply import slim as slim_by_plan
-from curlfx.recovery import evaluate, recalibrate, recover
+from curlfx.planning.target import Amount
+from curlfx.recovery import evaluate, processes, recalibrate, recover
 from curlfx.recovery.batches import batches
 from curlfx.run.directory import write_json
 from curlfx.run.job import EVALUATION_BATCH, START, Job, save_tensors
-from curlfx.run.latency import measured_table
+from curlfx.run.latency import measured_table, tell
 from curlfx.run.space import divided, space_of
 from curlfx.run.subject import random_network
 from curlfx.run.training import measure_norms
@@ -29,10 +32,12 @@ def plan_searched(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
     """The plan, and what was found on the way, as the result of the stage has it.
 
     The weights that the network starts from, and what was found, are left in the run directory; so are the supernet
-    and every number that was measured, so that a killed run goes on where it was.
-    Raises: BudgetError when no network of the space meets the target.
+    and every number that was measured, so that a killed run goes on where it was. Of several processes all train, and
+    the first one searches.
+    Raises: BudgetError when no network of the space meets the target, or none that was measured a latency.
     """
     config, wanted, device = job.config, job.config.search, str(job.subject.device)
+    group = processes()
     space = space_of(config, job.coupling, job.scores)
     supernet = Supernet(job.traced, space, wanted.cuts, device=device)
     job.say(
@@ -49,33 +54,53 @@ def plan_searched(job: Job) -> tuple[SlimPlan, dict[str, Any]]:
         job.log(f"supernet epoch {record.epoch}  loss {record.loss:.4f}  accuracy {record.accuracy:.4f}")
     job.say(f"trained the supernet: {len(trained.history)} epochs in {trained.seconds:.1f} s")
     judged = ProxyData.of(loader, data.loader("val", EVALUATION_BATCH), calibration_batches=wanted.calibration_batches)
-    costs = _costs(job)
-    with open_engine(supernet, judged, wanted.proxy, wanted.workers, wanted.ray_address) as engine:
-        found = search(
-            supernet, judged, config.target.as_mapping(), wanted.evolution(seed=config.seed), proxy=wanted.proxy,
-            lower=wanted.lower, controls=wanted.controls, costs=costs, engine=engine,
-            state=job.checkpoint(SEARCH), progress=job.progress,
-        )  # fmt: skip
-    _tell(job, found)
-    plan = _planned(job, space, found.best, costs)
-    if wanted.start != "dense":
-        save_tensors(_started(job, supernet, plan).module, job.checkpoint(START))
-    accuracies = {
-        name: _recovered(job, supernet, _planned(job, space, one, costs), name) for name, one in found.controls.items()
-    }
+    found, plan, controls, measured = group.on_leader(lambda: _searched(job, supernet, judged))
+    accuracies = {name: _recovered(job, supernet, one, name) for name, one in controls.items()}
     result = found.as_dict(space)
     for name, accuracy in accuracies.items():
         result["controls"][name]["accuracy"] = accuracy
     write_json(job.file(SEARCH), {**result, "stages": [stage.end for stage in supernet.stages], "proxy": wanted.proxy})
     short = {"looked_at": found.looked_at, "value": found.best.value, "controls": accuracies}
-    return plan, {"search": short}
+    return plan, {"search": short, **measured}
 
 
-def _costs(job: Job) -> CostModel:
-    if job.config.target.latency_ms is None:
-        return job.cost
-    table, _ = measured_table(job, job.traced, job.coupling)
-    return table.costs(job.traced, job.coupling)
+Searched = tuple[SearchResult, SlimPlan, dict[str, SlimPlan], dict[str, Any]]
+"""What was found, the plans of the best network and of the controls, and what was measured on the way."""
+
+
+def _searched(job: Job, supernet: Supernet, judged: ProxyData) -> Searched:
+    """Search; with a latency as the target again within what the best network's measured latency says, until it meets.
+
+    Raises: BudgetError.
+    """
+    config, wanted, tried = job.config, job.config.search, list[tuple[SearchResult, SlimPlan, CostModel]]()
+    with open_engine(supernet, judged, wanted.proxy, wanted.workers, wanted.ray_address) as engine:
+
+        def propose(bounds: Mapping[str, Amount], costs: CostModel) -> SlimPlan:
+            found = search(
+                supernet, judged, bounds, wanted.evolution(seed=config.seed), proxy=wanted.proxy, lower=wanted.lower,
+                controls=wanted.controls, costs=costs, engine=engine, state=job.checkpoint(SEARCH),
+                progress=job.progress,
+            )  # fmt: skip
+            tried.append((found, _planned(job, supernet.space, found.best, costs), costs))
+            return tried[-1][1]
+
+        target, measured = config.target.as_mapping(), dict[str, Any]()
+        if config.target.latency_ms is None:
+            chosen = propose(target, job.cost)
+        else:
+            table, settings = measured_table(job, job.traced, job.coupling)
+            error = table.prediction_error(job.traced, job.coupling)
+            met = meet_latency(
+                job.traced, job.coupling, target, table, propose, settings, least=wanted.lower * (1 - TOLERANCE)
+            )
+            chosen, measured = met.plan, {"latency": tell(job, met, error)}
+    found, plan, costs = next(one for one in tried if one[1].keep == chosen.keep)
+    _tell(job, found)
+    if wanted.start != "dense":
+        save_tensors(_started(job, supernet, plan).module, job.checkpoint(START))
+    controls = {name: _planned(job, supernet.space, one, costs) for name, one in found.controls.items()}
+    return found, plan, controls, measured
 
 
 def _planned(job: Job, space: Space, candidate: Candidate, costs: CostModel) -> SlimPlan:

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from curlfx.errors import CheckError, ConfigError, WeightsError
 from curlfx.progress import Progress, StepEvent, StepTimer
+from curlfx.recovery.batch_norm import backward, batch_statistics
 from curlfx.recovery.batches import Loader, batch_count, batches, seeded
 from curlfx.recovery.checkpoint import Checkpoint, EpochRecord
 from curlfx.recovery.fit import FitResult
 from curlfx.recovery.hardware import Placement, arrange, choose_placement, reproducible
-from curlfx.recovery.loop import make_optimizer
+from curlfx.recovery.loop import agree_on_batch, as_one, make_optimizer
 from curlfx.recovery.loss import check_labels, hits, supervised
 from curlfx.recovery.meter import Meter
+from curlfx.recovery.processes import ALONE, Processes, processes
 from curlfx.recovery.settings import TrainSettings
 from curlfx.search.digest import digest
 from curlfx.search.space import Genome
@@ -67,7 +69,7 @@ def train_supernet(
     checkpoint: Path | None = None,
     resume: bool = False,
 ) -> FitResult:
-    """Train the shared weights, in place. Deterministic as `curlfx.recovery.fit.fit`.
+    """Train the shared weights, in place. Deterministic, and shared by several processes, as `curlfx.recovery.fit.fit`.
 
     Args:
         supernet: What is trained; its running statistics stay as they were and mean nothing afterwards.
@@ -82,13 +84,16 @@ def train_supernet(
     """
     settings = settings or SandwichSettings()
     loop = _Loop(supernet, loader, settings)
-    if checkpoint is not None and resume and checkpoint.exists():
-        loop.restore(checkpoint)
+    group = loop.group
+    if checkpoint is not None and resume:
+        saved = group.on_leader(lambda: Checkpoint.load(checkpoint) if checkpoint.exists() else None)
+        if saved is not None:
+            loop.restore(saved, checkpoint)
     done_before = loop.epoch
     timer = StepTimer(settings.train.epochs * loop.steps, done=loop.epoch * loop.steps)
 
     def watch(step: int, meter: Meter) -> None:
-        if progress is not None:
+        if progress is not None and group.leads:
             done, total = loop.epoch * loop.steps + step, settings.train.epochs * loop.steps
             left = timer.seconds_left(done)
             progress.on_step(StepEvent(stage, loop.epoch + 1, done, total, meter.loss, meter.accuracy, left))
@@ -98,7 +103,8 @@ def train_supernet(
             while loop.epoch < settings.train.epochs:
                 loop.run_epoch(watch)
                 if checkpoint is not None:
-                    loop.snapshot().save(checkpoint)
+                    group.on_leader(lambda: loop.snapshot().save(checkpoint))
+        group.align(loop.module)
     finally:
         arrange(supernet.network.module, torch.contiguous_format)
     return FitResult(tuple(loop.history), sum(record.seconds for record in loop.history), done_before)
@@ -111,27 +117,46 @@ def accumulate(
     genomes: list[Genome],
     settings: SandwichSettings,
     placement: Placement | None = None,
+    group: Processes = ALONE,
+    weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """One step's gradients: backward through one term after the other, so that one stage's activations are held.
+
+    Args:
+        images: A batch, or this process's part of one.
+        group: Processes that have the parts.
+        weight: Share of the batch that this part is; gradients are those of the mean loss times this.
 
     Returns: the sum of all losses, and the logits of the whole network, both detached.
     """
     placement = placement or Placement(supernet.device)
-    borders, total = _whole(supernet, images, labels, settings, placement)
+    borders, total = _whole(supernet, images, labels, settings, placement, weight)
+    spreads = [None if group.count == 1 else _spread(border, group) for border in borders[1:-1]]
     for genome in genomes:
         gates = _gates(supernet, genome, placement)
         for stage in range(len(supernet.stages)):
             with placement.autocast():
                 output = supernet.forward(stage, borders[stage], gates)
-            loss = supernet.loss(stage, output, borders[stage + 1], gates)
+            spread = spreads[stage] if stage < len(spreads) else None
+            loss = supernet.loss(stage, output, borders[stage + 1], gates, spread)
             if loss.requires_grad:  # a stage may have nothing to train
-                loss.backward()
+                backward(loss * weight)
             total = total + loss.detach()
     return total, borders[-1]
 
 
+def _spread(border: Tensor, group: Processes) -> Tensor:
+    """Variance of all parts of a border, a scalar."""
+    return batch_statistics(border.flatten(1).unsqueeze(1), group)[1].squeeze(0)
+
+
 def _whole(
-    supernet: Supernet, images: Tensor, labels: Tensor, settings: SandwichSettings, placement: Placement
+    supernet: Supernet,
+    images: Tensor,
+    labels: Tensor,
+    settings: SandwichSettings,
+    placement: Placement,
+    weight: float,
 ) -> tuple[list[Tensor], Tensor]:
     """Images and what leaves every stage of the whole network, detached; its loss, after the backward pass."""
     with torch.set_grad_enabled(settings.full), placement.autocast():
@@ -139,7 +164,7 @@ def _whole(
     check_labels(values[-1], labels)
     loss = supervised(values[-1], labels, settings.train)
     if loss.requires_grad:
-        loss.backward()
+        backward(loss * weight)
     return [images, *(value.detach() for value in values)], loss.detach() * settings.full
 
 
@@ -155,6 +180,7 @@ class _Loop:
         self.supernet, self.loader, self.settings = supernet, loader, settings
         self.module = supernet.network.module
         self.steps = batch_count(loader)
+        self.group = processes()
         self.optimizer = make_optimizer(self.module, settings.train)
         self.start = digest(self.module.state_dict().values())
         self.placement: Placement | None = None
@@ -172,11 +198,15 @@ class _Loop:
         """One pass over the loader."""
         started, meter, rate, train = time.perf_counter(), Meter(), 0.0, self.settings.train
         generator = np.random.default_rng((train.seed, self.epoch))
+        self.group.align(self.module)
         with seeded(train.seed, self.epoch, self.supernet.device):
             for step, (images, labels) in enumerate(batches(self.loader, self.epoch), start=1):
                 rate = train.learning_rate(self.epoch * self.steps + step - 1, self.steps)
-                self._step(images, labels, generator, rate, meter)
-                bad = meter.flush()
+                if step == 1:
+                    agree_on_batch(self.group, labels, self.epoch)
+                with as_one(self.group, (train.seed, self.epoch, step), self.supernet.device):
+                    self._step(images, labels, generator, rate, meter)
+                bad = meter.flush(self.group)
                 if bad is not None:
                     raise CheckError(
                         f"supernet, epoch {self.epoch + 1}, step {bad} of {self.steps}: the loss is not finite at "
@@ -189,12 +219,15 @@ class _Loop:
 
     def _step(self, images: Tensor, labels: Tensor, generator: np.random.Generator, rate: float, meter: Meter) -> None:
         settings, device = self.settings, self.supernet.device
-        images = images.to(device, non_blocking=True)
+        rows, total = self.group.share(len(images)), len(images)
+        images, labels = images[rows].to(device, non_blocking=True), labels[rows]
         placement = self._place(images)
         self.optimizer.zero_grad(set_to_none=True)
         genomes = draw(self.supernet, settings, generator)
         wanted = labels.to(device, non_blocking=True)
-        loss, logits = accumulate(self.supernet, placement.images(images), wanted, genomes, settings, placement)
+        images, share = placement.images(images), len(images) / total
+        loss, logits = accumulate(self.supernet, images, wanted, genomes, settings, placement, self.group, share)
+        self.group.add_gradients(self.module.parameters())
         if settings.train.clip_gradient is not None:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), settings.train.clip_gradient)
         for group in self.optimizer.param_groups:
@@ -216,9 +249,8 @@ class _Loop:
         history, train = tuple(self.history), self.settings.train
         return Checkpoint(self.epoch, self.steps, train, model, optimizer, None, history, self.described)
 
-    def restore(self, path: Path) -> None:
-        """Take up a checkpoint. Raises: WeightsError, ConfigError."""
-        saved = Checkpoint.load(path)
+    def restore(self, saved: Checkpoint, path: Path) -> None:
+        """Take up the checkpoint that was at ``path``. Raises: WeightsError, ConfigError."""
         saved.check_resumable(path, self.settings.train, self.steps, self.described)
         try:
             self.module.load_state_dict(saved.model)

@@ -124,18 +124,22 @@ class Supernet:
             value = self.forward(stage, value, gates, mode, statistics)
             yield value
 
-    def loss(self, stage: int, output: Tensor, target: Tensor, gates: Tensor) -> Tensor:
+    def loss(self, stage: int, output: Tensor, target: Tensor, gates: Tensor, spread: Tensor | None = None) -> Tensor:
         """How far a stage of a narrow network is from that of the whole one, a scalar.
 
         Within the network the mean squared error over the channels that stay, in variances of the target; at its end
         the cross-entropy with the target's softmax.
+
+        Args:
+            spread: Variance of the target, where this is a part of it; None: this is all of it.
         Source: DNA (arXiv:1911.13053) for the former, slimmable networks (arXiv:1903.05134) for the latter.
         """
         output, target = _precise(output), _precise(target.detach())
         if stage == len(self.stages) - 1:
             return -(target.softmax(1) * functional.log_softmax(output, 1)).sum(1).mean()
         squares = (output - target).square()
-        spread = target.var(unbiased=False).clamp_min(torch.finfo(target.dtype).tiny)
+        spread = target.var(unbiased=False) if spread is None else spread
+        spread = spread.clamp_min(torch.finfo(target.dtype).tiny)
         mask = self.mask(stage, gates)
         if mask is None:
             return squares.mean() / spread

@@ -31,20 +31,21 @@ def test_mixup_and_distillation_by_hand() -> None:
     labels, mix = torch.tensor([0, 1]), Mix(0.75, torch.tensor([1, 0]))
     kl = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     own = (-math.log(0.1) - math.log(0.9)) / 2  # both orders hold one image of each class
-    assert float(loss_of(student, labels, teacher, CURL, mix)) == pytest.approx(0.7 * 4 * kl + 0.3 * own, rel=1e-6)
+    found = float(loss_of(student, labels, teacher, CURL, mix.blend(labels)))
+    assert found == pytest.approx(0.7 * 4 * kl + 0.3 * own, rel=1e-6)
     labels = torch.tensor([0, 0, 1])
     student, mix = logits_for((1, 9), (1, 1), (1, 9)), Mix(0.75, torch.tensor([2, 0, 1]))
     own = (-math.log(0.1) - math.log(0.5) - math.log(0.9)) / 3
     partners = (-math.log(0.9) - math.log(0.5) - math.log(0.1)) / 3
     expected = 0.75 * own + 0.25 * partners
-    assert float(supervised(student, labels, CURL, mix)) == pytest.approx(expected, rel=1e-6)
+    assert float(supervised(student, labels, CURL, mix.blend(labels))) == pytest.approx(expected, rel=1e-6)
     # Labels (0, 0, 1) and partners' labels (1, 0, 0): the first image is asked for both answers.
     assert float(supervised(student[:1], labels[:1], CURL)) == pytest.approx(-math.log(0.1), rel=1e-6)
 
 
 def test_lam_of_one_and_a_student_like_its_teacher_leave_the_cross_entropy() -> None:
     logits, labels = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0])
-    loss = loss_of(logits, labels, logits.clone(), CURL, Mix(1.0, torch.randperm(5)))
+    loss = loss_of(logits, labels, logits.clone(), CURL, Mix(1.0, torch.randperm(5)).blend(labels))
     torch.testing.assert_close(loss, 0.3 * functional.cross_entropy(logits, labels))
 
 
@@ -56,7 +57,8 @@ def test_mixed_probabilities_are_the_mixture_of_the_labels() -> None:
     hard = functional.one_hot(labels, 3).float()
     target = 0.3 * hard + 0.7 * hard[mix.order]
     for wanted in (labels, hard):
-        torch.testing.assert_close(supervised(logits, wanted, CURL, mix), functional.cross_entropy(logits, target))
+        found = supervised(logits, wanted, CURL, mix.blend(wanted))
+        torch.testing.assert_close(found, functional.cross_entropy(logits, target))
 
 
 def test_refining_by_hand_puts_the_student_first() -> None:
@@ -101,6 +103,7 @@ def test_mix_by_hand() -> None:
     images = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1)
     assert mix.images(images).flatten().tolist() == [0.25 + 2.25, 0.5 + 0.75, 0.75 + 1.5]
     assert mix.dominant(torch.tensor([5, 6, 7])).tolist() == [7, 5, 6]
+    assert mix.blend(torch.tensor([5, 6, 7]), slice(1, 3)).labels.tolist() == [5, 6]
     assert replace(mix, share=0.5).dominant(torch.tensor([5, 6, 7])).tolist() == [5, 6, 7]
     with pytest.raises(DataError, match=r"torch\.uint8: mixup wants floats"):
         mix.images(images.to(torch.uint8))

@@ -168,7 +168,7 @@ def test_a_step_adds_up_the_terms_and_stops_the_gradient_at_targets() -> None:
     summed = gradients(net)
     net.network.module.zero_grad()
     values = list(net.outputs(images(), net.gates(net.space.full)))
-    loss = torch.nn.functional.cross_entropy(values[-1].float(), labels())
+    loss = torch.nn.functional.cross_entropy(values[-1], labels())
     for genome in chosen:
         gates = net.gates(genome)
         incoming = images()
