@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -102,10 +101,21 @@ def check_visible(module: nn.Module) -> None:
             )
 
 
-def backward(loss: Tensor) -> None:
-    """``loss.backward()``, within which `WholeBatchNorm` stays in force; torch's own leaves every mode meanwhile."""
-    ones = torch.ones_like(loss)
-    _engine_run_backward((loss,), (ones,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+def backward(loss: Tensor, group: Processes) -> None:
+    """``loss.backward()``; of several processes one in which `WholeBatchNorm` stays in force, unlike in torch's own.
+
+    Raises: ModelError where this torch has no such entrance.
+    """
+    if group.count == 1:
+        loss.backward()  # type: ignore[no-untyped-call]
+        return
+    try:
+        from torch.autograd.graph import _engine_run_backward
+    except ImportError as error:  # it is not public
+        raise ModelError(f"torch {torch.__version__} trains in a single process only: {error}") from error
+    _engine_run_backward(
+        (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
 
 
 class _Normalised(torch.autograd.Function):

@@ -159,7 +159,7 @@ class Loop:
 
     def _descend(self, loss: Tensor, rate: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        backward(loss)
+        backward(loss, self.group)
         self.group.add_gradients(self.module.parameters())
         if self.settings.clip_gradient is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_gradient)

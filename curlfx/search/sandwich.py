@@ -130,7 +130,7 @@ def accumulate(
     Returns: the sum of all losses, and the logits of the whole network, both detached.
     """
     placement = placement or Placement(supernet.device)
-    borders, total = _whole(supernet, images, labels, settings, placement, weight)
+    borders, total = _whole(supernet, images, labels, settings, placement, group, weight)
     spreads = [None if group.count == 1 else _spread(border, group) for border in borders[1:-1]]
     for genome in genomes:
         gates = _gates(supernet, genome, placement)
@@ -140,7 +140,7 @@ def accumulate(
             spread = spreads[stage] if stage < len(spreads) else None
             loss = supernet.loss(stage, output, borders[stage + 1], gates, spread)
             if loss.requires_grad:  # a stage may have nothing to train
-                backward(loss * weight)
+                backward(loss * weight, group)
             total = total + loss.detach()
     return total, borders[-1]
 
@@ -156,6 +156,7 @@ def _whole(
     labels: Tensor,
     settings: SandwichSettings,
     placement: Placement,
+    group: Processes,
     weight: float,
 ) -> tuple[list[Tensor], Tensor]:
     """Images and what leaves every stage of the whole network, detached; its loss, after the backward pass."""
@@ -164,7 +165,7 @@ def _whole(
     check_labels(values[-1], labels)
     loss = supervised(values[-1], labels, settings.train)
     if loss.requires_grad:
-        backward(loss * weight)
+        backward(loss * weight, group)
     return [images, *(value.detach() for value in values)], loss.detach() * settings.full
 
 
