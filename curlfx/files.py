@@ -1,16 +1,20 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and texts that are read only as far as they are of a sensible size."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from curlfx.errors import OutputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+MOST_TEXT = 64 * 2**20
+"""Bytes of the largest text that is read: plans, scores, records."""
 
 
 @contextmanager
@@ -28,6 +32,7 @@ def written(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
+        _flush_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
@@ -40,11 +45,33 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         temporary.write_bytes(data)
 
 
+def read_text(path: Path, most: int = MOST_TEXT) -> str:
+    """UTF-8 text of a file of at most ``most`` bytes; no more is read. Raises: OSError; UnicodeDecodeError."""
+    with path.open("rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most / 2**20:g} MiB", str(path))
+    return content.decode("utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file. Raises: OSError; ValueError for what is no JSON, or too large or too deep."""
+    try:
+        return json.loads(read_text(path))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def unwritable(path: Path, error: OSError) -> OutputError:
     """The one error for a folder that cannot be written, a full disk and their like; names the path and the cause."""
     reason = error.strerror or str(error)
     remedy = "free some space there or name another folder" if error.errno in FULL else "name another folder"
     return OutputError(f"cannot write {path}: {reason}; {remedy}")
+
+
+def unreadable(path: Path, error: OSError) -> OutputError:
+    """The error for a file of a run that is there and cannot be read; names the path and the cause."""
+    return OutputError(f"cannot read {path}: {error.strerror or error}; restore it, or start a new run")
 
 
 def discard(path: Path) -> None:
@@ -53,3 +80,13 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError:  # the folder itself went away or became read-only: nothing is left to tidy
         return
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush the new name to disk too, where the file system can; the file itself is there already."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from curlfx.errors import OutputError
-from curlfx.files import write_bytes, written
+from curlfx.files import read_json, read_text, write_bytes, written
 
 
 def test_replaces_whole(tmp_path):
@@ -53,3 +54,19 @@ def test_what_is_no_plain_file_is_never_replaced(tmp_path, make):
         write_bytes(tmp_path / "way", b"data")
     assert (tmp_path / "way").lstat() == before
     assert [path.name for path in tmp_path.iterdir()] == ["way"]
+
+
+def test_a_text_is_read_up_to_its_bound(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("häß")
+    assert read_text(path, 5) == "häß"
+    with pytest.raises(OSError, match="larger than"):
+        read_text(path, 4)
+    with pytest.raises(OSError, match="larger than 1 MiB"):  # it never ends
+        read_text(Path("/dev/zero"), 2**20)
+
+
+def test_json_that_is_nested_too_deeply_is_a_fault_of_the_file(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json(tmp_path / "a.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ from curlfx.errors import UsageError
 
 if TYPE_CHECKING:
     from curlfx.graph.traced import TracedModel
+    from curlfx.run.recheck import Record
     from curlfx.run.verify import VerifyReport
 
 
@@ -29,15 +31,20 @@ def verify(
 ) -> None:
     """Check gated == slim == onnx; exit 1 where it fails.
 
-    The slim network must equal the gated one, and an ONNX file or a saved graph the network it was made from.
+    The slim network must equal the gated one, and an ONNX file or a saved graph the network it was made from. In a run
+    directory every file must first of all be the one that the run wrote, and the verification on record have passed.
     """
-    from curlfx.run.recheck import recheck
+    from curlfx.run.recheck import check_record, recheck
 
     if plan is None:
         if not Path(subject).is_dir():
             raise UsageError(
                 f"verify {subject}: no such folder; want a run directory or a saved network, or MODEL PLAN"
             )
+        record = check_record(Path(subject))
+        if record is not None:
+            show_record(record)
+            record.require()
         found = recheck(Path(subject))
     else:
         network = open_network(subject, weights=weights, shape=shape, classes=classes)
@@ -68,3 +75,16 @@ def show_checks(found: VerifyReport) -> None:
         (one.name, f"{one.error:.1e}", f"{one.bound:.0e}", "ok" if one.passed else "FAILED") for one in found.checks
     ]
     show_table(("check", "relative error", "bound", ""), rows)
+
+
+def show_record(record: Record) -> None:
+    """What became of the files of a run, and what was verified when it was made."""
+    files = record.files
+    if files is None:
+        print("note: summary.json of this run has no checksums; its files are not compared", file=sys.stderr)
+    else:
+        for kind, names in (("missing", files.missing), ("changed", files.changed), ("extra", files.extra)):
+            for name in names:
+                print(f"{kind}  {name}")
+        print(f"{files.same} files as the run wrote them")
+    print(f"verification on record: {record.verdict}")

@@ -11,7 +11,7 @@ import typer
 from curlfx.cli.network import Classes, Frozen, Model, Seed, Shape, Weights, open_coupling, open_network
 from curlfx.cli.tables import show_table
 from curlfx.errors import PlanError, TargetError, UsageError
-from curlfx.files import write_bytes
+from curlfx.files import read_text, write_bytes
 from curlfx.progress import RichProgress
 from curlfx.report.text import count, share
 
@@ -200,7 +200,7 @@ def read_scores(path: Path) -> Scores:
     from curlfx.importance import Scores
 
     try:
-        return Scores.from_json(path.read_text(encoding="utf-8"))
+        return Scores.from_json(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: cannot read scores: {error}; make them with 'curlfx score'") from error
     except PlanError as error:

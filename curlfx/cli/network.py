@@ -44,9 +44,13 @@ def open_network(
     from curlfx.graph.trace import trace
     from curlfx.run.config import PUBLISHED
     from curlfx.sources import forward_for, input_shape, load_model
+    from curlfx.sources.fit import not_finite
 
     source = weights if weights is None or weights == PUBLISHED else Path(weights)
     network = load_model(model, num_classes=classes, weights=source)
+    fault = not_finite(network)
+    if fault is not None:
+        raise ModelError(f"model {model}: {fault}; mend it, or give --weights")
     size = _parsed(shape) if shape is not None else input_shape(model)
     if size is None:
         raise ModelError(f"model {model}: the shape of its images is not on record; give --shape C,H,W")

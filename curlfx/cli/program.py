@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -23,7 +26,8 @@ class Program(TyperGroup):
         """Run the command. Raises: typer.Exit with the status; the error itself under ``--debug``."""
         debug = bool(ctx.params.get("debug"))
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                return super().invoke(ctx)
         except CurlfxError as error:
             if debug:
                 raise
@@ -35,3 +39,22 @@ class Program(TyperGroup):
             notes = getattr(interruption, "__notes__", [])
             print("\n".join(["interrupted", *notes]), file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from interruption
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Within it SIGTERM ends a command as Ctrl-C does; a second SIGTERM ends the process at once."""
+
+    def stop(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread, which alone may say what a signal does
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from curlfx.cli.job import JOB_HELP, progress_line, show_summary, split_arguments
 from curlfx.cli.tables import show_table
 from curlfx.errors import UsageError
+from curlfx.files import read_json
 from curlfx.progress import RichProgress
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _check(config: RunConfig, *, controls: bool) -> None:
 
 def show_search(file: Path, summary: Any) -> None:
     """What was found beside its controls, as a table."""
-    record = json.loads(file.read_text(encoding="utf-8"))
+    record = read_json(file)
     networks = {"found": {**record["best"], "accuracy": summary["slim"]["accuracy"]}, **record["controls"]}
     rows = [
         (name, f"{one['accuracy']:.4f}", f"{one['value']:.5f}", f"{one['cost']['macs'] / summary['dense']['macs']:.1%}")

@@ -51,7 +51,10 @@ def check_onnx(path: str | Path) -> OnnxFile:
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
-    """The graph in ``path``, without external weights. Raises: ModelError when it is missing or no ONNX file."""
+    """The graph in ``path``, without external weights.
+
+    Raises: ModelError when it is missing or no ONNX file, or wants weights from outside its folder.
+    """
     try:
         model = onnx.load(str(path), load_external_data=False)
     except OSError as error:
@@ -60,6 +63,13 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: no ONNX file, or a damaged one ({first_line(error)}); export it again") from error
     if not model.graph.node or not model.opset_import:
         raise ModelError(f"{path}: no ONNX file, or an empty one; export it again")
+    outside = next(
+        (name for name in _external_files(model) if Path(name).is_absolute() or ".." in Path(name).parts), None
+    )
+    if outside is not None:
+        raise ModelError(
+            f"{path}: wants weights from outside its folder ({outside!r}), which is not read; export it again"
+        )
     return model
 
 

@@ -33,7 +33,10 @@ class Scores:
 
     def __post_init__(self) -> None:
         """Copy what was given, so that nothing changes it later. Raises: PlanError naming a group with a bad score."""
-        values = {group: np.array(scores, np.float64) for group, scores in self.values.items()}
+        try:
+            values = {group: np.array(scores, np.float64) for group, scores in self.values.items()}
+        except OverflowError as cause:
+            raise PlanError(f"scores: want numbers of at most {np.finfo(np.float64).max:.3g}") from cause
         for group, scores in values.items():
             if scores.ndim != 1:
                 raise PlanError(f"scores['{group}']: found shape {scores.shape}: want one number per channel")
@@ -74,7 +77,7 @@ class Scores:
         """Scores from `to_json`. Raises: PlanError naming what is wrong with the text."""
         try:
             document: Any = json.loads(text)
-        except json.JSONDecodeError as cause:
+        except (ValueError, RecursionError) as cause:  # ValueError: also a number of thousands of digits
             raise PlanError(f"scores: not JSON: {cause}") from cause
         if not isinstance(document, dict) or document.get("version") != 1:
             raise PlanError("scores: want an object with version 1, as curlfx writes it")
@@ -88,4 +91,4 @@ class Scores:
         for group, numbers in values.items():
             if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
                 raise PlanError(f"scores: values['{group}']: want a list of numbers")
-        return Scores(criterion, {group: np.array(numbers, np.float64) for group, numbers in values.items()}, details)
+        return Scores(criterion, values, details)

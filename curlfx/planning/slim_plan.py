@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from curlfx.cost import Cost
 from curlfx.coupling import Coupling, couple
 from curlfx.errors import KeepError, PlanError
-from curlfx.files import write_bytes
+from curlfx.files import read_text, write_bytes
 from curlfx.graph import TracedModel
 from curlfx.ops.table import Rule
 from curlfx.planning.fingerprint import Fingerprint
@@ -139,7 +139,7 @@ class SlimPlan(BaseModel):
     def load(cls, path: str | Path) -> Self:
         """Read a plan from a file. Raises: PlanError naming the file and the field that is wrong."""
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            return cls.from_json(read_text(Path(path)))
         except (OSError, UnicodeDecodeError) as cause:
             raise PlanError(f"{path}: cannot read a plan: {cause}") from cause
         except PlanError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,29 +74,49 @@ def batches(loader: Loader, epoch: int) -> Iterator[Batch]:
     """Batches of epoch ``epoch`` (from 0) of either kind of loader, without positions.
 
     A `DataLoader` with a generator of its own gets it seeded from the global one, so that inside `seeded` its order too
-    depends on the seed and the epoch alone. Raises: DataError for anything but tuples of tensors.
+    depends on the seed and the epoch alone.
+    Raises: DataError for anything but tuples of tensors, and for images that are not finite.
     """
-    for batch in _drawn(loader, epoch):
+    for number, batch in enumerate(_drawn(loader, epoch), start=1):
         match batch:
             case (Tensor() as images, Tensor() as labels):
+                _check_finite(images, epoch, number)
                 yield images, labels
             case (Tensor() as images, Tensor() as labels, Tensor() as positions) if _positions(images, positions):
+                _check_finite(images, epoch, number)
                 yield images, labels
             case _:
                 raise DataError(f"the loader yields {_shown(batch)}; want pairs (images, labels) of tensors")
 
 
 def indexed_batches(loader: Loader, epoch: int) -> Iterator[IndexedBatch]:
-    """The same with positions. Raises: DataError for a loader that gives none."""
-    for batch in _drawn(loader, epoch):
+    """The same with positions. Raises: DataError, also for a loader that gives none."""
+    for number, batch in enumerate(_drawn(loader, epoch), start=1):
         match batch:
             case (Tensor() as images, Tensor() as labels, Tensor() as positions) if _positions(images, positions):
+                _check_finite(images, epoch, number)
                 yield IndexedBatch(images, labels, positions.cpu().long())
             case _:
                 raise DataError(
                     f"the loader yields {_shown(batch)}, without positions, which refining labels needs; want triples "
                     "(images, labels, positions): a curlfx data set, or one whose items end in their own index"
                 )
+
+
+def _check_finite(images: Tensor, epoch: int, number: int) -> None:
+    """Refuse a batch with NaN or infinite values, which no loss survives.
+
+    Batches on a GPU are let through, for a look would wait for it; the loss is looked at anyway.
+    Raises: DataError naming the image.
+    """
+    if images.device.type != "cpu" or not images.is_floating_point() or math.isfinite(float(images.sum())):
+        return
+    bad = (~images.isfinite()).reshape(len(images), -1).any(1).nonzero()
+    if len(bad):  # else the sum of finite numbers was too large
+        raise DataError(
+            f"epoch {epoch + 1}, batch {number}: image {int(bad[0])} of the batch holds NaN or infinite values; "
+            "mend or remove it"
+        )
 
 
 def _positions(images: Tensor, found: Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from curlfx.errors import DataError
+from curlfx.errors import CheckError, DataError
 from curlfx.progress import Progress, StepEvent, StepTimer
 from curlfx.recovery.batches import Loader, batch_count, batches
 from curlfx.recovery.hardware import choose_device, evaluating
@@ -27,11 +27,13 @@ def evaluate(
     Args:
         group: Processes that all call this with the same network and images, and judge the batches in turn.
 
-    Raises: DataError for an empty loader or labels that do not fit; ModelError for outputs without logits.
+    Raises: DataError for an empty loader or labels that do not fit; ModelError for outputs without logits; CheckError
+        when an answer is NaN.
     """
     place = choose_device(device)
     total = batch_count(loader)
     right, asked = torch.zeros((), dtype=torch.int64, device=place), 0
+    unsure = torch.zeros_like(right)
     with evaluating(module, place), torch.inference_mode():
         timer = StepTimer(total)
         for step, (images, labels) in enumerate(batches(loader, 0), start=1):
@@ -39,6 +41,7 @@ def evaluate(
                 continue
             logits = logits_of(module(images.to(place, non_blocking=True)))
             check_labels(logits, labels)
+            unsure = unsure + logits.isnan().any()
             found, answers = hits(logits, labels.to(place, non_blocking=True))
             right, asked = right + found, asked + answers
             if progress is not None:
@@ -46,9 +49,11 @@ def evaluate(
                 progress.on_step(
                     StepEvent(stage, 0, step, max(step, total), accuracy=int(right) / asked, seconds_left=left)
                 )
-    sums = torch.stack([right, torch.tensor(asked, device=place)])
+    sums = torch.stack([right, torch.tensor(asked, device=place), unsure])
     group.add_up([sums])
-    found, answers = sums.tolist()
+    found, answers, nans = sums.tolist()
     if answers == 0:
         raise DataError("no image to evaluate on; want at least one")
+    if nans:
+        raise CheckError(f"{stage}: the network answers NaN in {nans} of {total} batches; look at its weights")
     return float(found / answers)

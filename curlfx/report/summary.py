@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-OPTIONAL = ("int8", "latency", "gradual")
+OPTIONAL = ("int8", "latency", "gradual", "files")
 """Keys that are there only where they say something."""
 
 
@@ -85,6 +85,8 @@ class Summary:
             ``channels`` that went, what was ``left``, ``macs``, ``params``, ``seconds``), ``reached`` (the target),
             ``training_macs`` and ``training_macs_dense``, ``training_seconds`` and, estimated from the epochs up to
             the first step, ``training_seconds_dense``, ``check`` (trained network against slim); only there.
+        files: SHA-256 of every file that the run left, by its path in the run directory, but for the summary itself,
+            the page, the log and the record of the stages; not there in summaries of earlier versions.
     """
 
     model: str
@@ -102,6 +104,7 @@ class Summary:
     int8: Mapping[str, Any] | None = None
     latency: Mapping[str, Any] | None = None
     gradual: Mapping[str, Any] | None = None
+    files: Mapping[str, str] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import tempfile
 from collections.abc import Mapping
@@ -14,11 +15,18 @@ import yaml
 from filelock import FileLock, Timeout
 
 from curlfx.errors import OutputError
-from curlfx.files import discard, unwritable, write_bytes
+from curlfx.files import discard, read_json, unwritable, write_bytes
+from curlfx.run.yaml_text import read_yaml_file
 
 STATE = "state.json"
 CONFIG = "config.yaml"
+SUMMARY = "summary.json"
+PAGE = "report.html"
+LOG = "log.txt"
+LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
+PARTIAL = ".*.partial"
+"""What the names of files look like that are being written, see `curlfx.files.written`."""
 FORMAT = 2
 STAGES = (
     "train",
@@ -71,12 +79,15 @@ class RunDirectory:
     def create(cls, out: Path | None, name: str, config: Mapping[str, Any]) -> RunDirectory:
         """Make the folder (``out``, or the next free ``runs/<name>-<number>``) and write ``config.yaml`` into it.
 
-        Nothing stays behind when this fails. Raises: OutputError when ``out`` holds files or cannot be written.
+        What a process left that was killed right here counts as empty. Nothing stays behind when this fails.
+        Raises: OutputError when ``out`` holds other files or cannot be written, or another process was quicker.
         """
         made, path = _make(out) if out is not None else _next_free(Path("runs"), name)
         directory = cls(path)
         try:
             directory._acquire()
+            directory._require_new()
+            directory._sweep()
             write_text(path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
             directory._save()
         except OSError as error:
@@ -125,10 +136,10 @@ class RunDirectory:
         """Append one line to ``log.txt``, with the time. Raises: OutputError."""
         time = datetime.now(tz=UTC).astimezone().isoformat(sep=" ", timespec="seconds")
         try:
-            with (self.path / "log.txt").open("a") as stream:
+            with (self.path / LOG).open("a", encoding="utf-8") as stream:
                 stream.write(f"{time}  {line}\n")
         except OSError as error:
-            raise unwritable(self.path / "log.txt", error) from error
+            raise unwritable(self.path / LOG, error) from error
 
     def close(self) -> None:
         """Let other processes use the folder; what is in it stays."""
@@ -143,29 +154,35 @@ class RunDirectory:
         self.close()
 
     def _acquire(self) -> None:
-        self.checkpoints.mkdir(exist_ok=True)
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(self.path / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise OutputError(f"{self.path}: another run is working here; wait for it to end") from error
         self._lock = lock
+        self.checkpoints.mkdir(exist_ok=True)
+
+    def _require_new(self) -> None:
+        """Refuse a folder in which another process made a run since it was found empty."""
+        if (self.path / STATE).exists():
+            self.close()
+            raise OutputError(f"{self.path}: another run was made here meanwhile; name another folder")
 
     def _save(self) -> None:
         write_json(self.path / STATE, {"format": FORMAT, "done": self.done, "seconds": self.seconds})
 
     def _sweep(self) -> None:
         """Remove temporary files that a killed process left."""
-        for folder in (self.path, self.checkpoints):
-            for path in folder.glob(".*.partial"):
-                discard(path)
+        for path in self.path.rglob(PARTIAL):
+            discard(path)
 
     def _withdraw(self, made: list[Path]) -> None:
-        """Undo ``create``: our files, then the folders we made, as far as they are empty."""
+        """Undo ``create``: our files, unless another run holds the folder, then the folders we made, if empty."""
+        ours = self._lock is not None
         self.close()
-        for name in (CONFIG, STATE, ".lock"):
+        for name in (CONFIG, STATE, LOCK) if ours else ():
             discard(self.path / name)
-        for folder in (self.checkpoints, *made):
+        for folder in (self.checkpoints, *made) if ours else made:
             try:
                 folder.rmdir()
             except OSError:
@@ -175,7 +192,7 @@ class RunDirectory:
 def _read_state(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
     """Results and seconds of the finished stages. Raises: OutputError naming the file and what is wrong with it."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     fault = _fault(record)
@@ -211,8 +228,8 @@ def _fault(record: Any) -> str | None:
 def _read_config(path: Path) -> dict[str, Any]:
     """The settings of a run. Raises: OutputError naming the file and what is wrong with it."""
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        settings = read_yaml_file(path)
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     if not isinstance(settings, dict):
         raise _unreadable(path, f"{CONFIG} holds {type(settings).__name__}, want keys with values")
@@ -224,18 +241,43 @@ def _unreadable(path: Path, fault: object) -> OutputError:
     return OutputError(f"{path}: cannot read its record ({line}); restore the file, or start a new run")
 
 
+def planned_path(out: Path | None, name: str) -> Path:
+    """The folder that `RunDirectory.create` would make; nothing is made. Raises: OutputError for one that is in use."""
+    if out is None:
+        return Path("runs") / f"{name}-{_free_number(Path('runs'), name)}"
+    _require_free(out)
+    return out
+
+
+def _require_free(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()) and not _only_begun(out):
+        hint = f", or continue it with resume={out}" if (out / STATE).is_file() else ""
+        raise OutputError(f"out={out}: the folder is not empty; name another one{hint}")
+
+
+def _free_number(parent: Path, name: str) -> int:
+    """The lowest number above all that exist."""
+    taken = [int(tail) for path in parent.glob(f"{name}-*") if (tail := path.name[len(name) + 1 :]).isdecimal()]
+    return max(taken, default=0) + 1
+
+
 def _make(out: Path) -> tuple[list[Path], Path]:
     """Make ``out`` and its parents; return the folders that were really made, innermost first."""
     try:
-        if out.is_dir() and any(out.iterdir()):
-            hint = f", or continue it with resume={out}" if (out / STATE).is_file() else ""
-            raise OutputError(f"out={out}: the folder is not empty; name another one{hint}")
+        _require_free(out)
         missing = [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
         _probe(out, missing)
     except OSError as error:
         raise unwritable(out, error) from error
     return missing, out
+
+
+def _only_begun(folder: Path) -> bool:
+    """Whether a process was killed while it made a run directory of ``folder``, and left nothing else in it."""
+    names = {path.name for path in folder.iterdir()}
+    ours = {name for name in names if name in (LOCK, CONFIG, CHECKPOINTS) or fnmatch.fnmatch(name, PARTIAL)}
+    return LOCK in names and names == ours and not any((folder / CHECKPOINTS).glob("*"))
 
 
 def _probe(folder: Path, made: list[Path]) -> None:
@@ -254,8 +296,7 @@ def _next_free(parent: Path, name: str) -> tuple[list[Path], Path]:
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        taken = [int(tail) for path in parent.glob(f"{name}-*") if (tail := path.name[len(name) + 1 :]).isdigit()]
-        number = max(taken, default=0) + 1
+        number = _free_number(parent, name)
         while True:
             path = parent / f"{name}-{number}"
             try:

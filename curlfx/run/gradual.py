@@ -7,6 +7,7 @@ from typing import Any
 
 from curlfx.cost import CostModel
 from curlfx.coupling import Coupling, couple
+from curlfx.files import read_text
 from curlfx.gradual import GradualPruner, PruneStep, Pruning
 from curlfx.graph.traced import TracedModel
 from curlfx.planning import SlimPlan
@@ -121,6 +122,6 @@ def plan(job: Job) -> SlimPlan:
     """The plan that the training left."""
     path = job.checkpoint(PLAN)
     with reading(path):
-        found = SlimPlan.from_json(path.read_text(encoding="utf-8"))
+        found = SlimPlan.from_json(read_text(path))
         found.check(job.traced, job.coupling)
     return found

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from curlfx.cost.counting import Alive
 from curlfx.cost.model import CostModel
 from curlfx.coupling import Coupling, couple
-from curlfx.errors import OutputError, PlanError
-from curlfx.files import write_bytes
+from curlfx.errors import CheckError, OutputError, PlanError
+from curlfx.files import read_text, write_bytes
 from curlfx.graph.traced import TracedModel
 from curlfx.importance import Scores
 from curlfx.planning import SlimPlan
@@ -28,6 +28,7 @@ from curlfx.run.config import RunConfig
 from curlfx.run.directory import RunDirectory
 from curlfx.run.subject import Subject
 from curlfx.sources import DataSource
+from curlfx.sources.fit import not_finite
 
 Say = Callable[[str], None]
 EVALUATION_BATCH = 256
@@ -116,7 +117,7 @@ class Job:
         """What the criterion found."""
         path, coupling = self.checkpoint("scores.json"), self.coupling
         with reading(path):
-            scores = Scores.from_json(path.read_text(encoding="utf-8"))
+            scores = Scores.from_json(read_text(path))
             scores.check(coupling)
         return scores
 
@@ -125,7 +126,7 @@ class Job:
         """What is to go."""
         path, traced, coupling = self.file("plan.json"), self.traced, self.coupling
         with reading(path):
-            plan = SlimPlan.from_json(path.read_text(encoding="utf-8"))
+            plan = SlimPlan.from_json(read_text(path))
             plan.check(traced, coupling)
         return plan
 
@@ -159,7 +160,13 @@ class Job:
 
 
 def save_tensors(module: nn.Module, path: Path, **notes: str) -> None:
-    """Write the state dict of ``module`` as safetensors, whole or not at all. Raises: OutputError."""
+    """Write the state dict of ``module`` as safetensors, whole or not at all.
+
+    Raises: OutputError; CheckError for weights or statistics that are not finite, before anything is written.
+    """
+    fault = not_finite(module)
+    if fault is not None:
+        raise CheckError(f"{path}: not written: {fault}; lower the learning rate that led to it, or mend the weights")
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
     write_bytes(path, safetensors.torch.save(state, metadata=notes))
 
@@ -168,6 +175,9 @@ def load_tensors(module: nn.Module, path: Path) -> None:
     """Read what `save_tensors` wrote into ``module``. Raises: OutputError when the file is missing or damaged."""
     with reading(path):
         module.load_state_dict(safetensors.torch.load(path.read_bytes()))
+        fault = not_finite(module)
+        if fault is not None:
+            raise ValueError(fault)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,21 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from curlfx.errors import OutputError
+from curlfx.files import read_json
 from curlfx.importance import Scores
 from curlfx.planning import SlimPlan
 from curlfx.report.content import PageContent
 from curlfx.report.layers import from_csv
 from curlfx.report.page import render
 from curlfx.report.summary import Latency, NetworkFigures, Summary, Verification
+from curlfx.run.checksums import checksums
 from curlfx.run.command import command
 from curlfx.run.config import RecoveryConfig
-from curlfx.run.directory import CONFIG, STAGES, STATE, RunDirectory, write_json, write_text
+from curlfx.run.directory import CONFIG, PAGE, STAGES, STATE, SUMMARY, RunDirectory, write_json, write_text
 from curlfx.run.exhibits import exhibits
 from curlfx.run.job import Job, reading
 from curlfx.run.search import SEARCH
 from curlfx.run.verify import Check, VerifyReport
-
-SUMMARY = "summary.json"
-PAGE = "report.html"
 
 
 def report(job: Job) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def report(job: Job) -> dict[str, Any]:
 def read_summary(folder: Path) -> dict[str, Any]:
     """``summary.json`` of a finished run. Raises: OutputError when it is missing, or naming the key that is wrong."""
     try:
-        summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        summary: dict[str, Any] = read_json(folder / SUMMARY)
     except (OSError, ValueError) as error:
         raise OutputError(
             f"{folder / SUMMARY}: cannot read it ({error}); is this the directory of a finished run?"
@@ -156,6 +154,7 @@ def _summary(job: Job) -> Summary:
         int8=_int8(done),
         latency=done["plan"].get("latency"),
         gradual=done["train"].get("gradual"),
+        files=checksums(job.directory.path),
     )
 
 

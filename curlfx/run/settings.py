@@ -8,13 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from curlfx.errors import ConfigError
 from curlfx.run.config import RunConfig
+from curlfx.run.yaml_text import YamlError, parse_yaml, read_yaml_file
 
 WORDS: Mapping[Any, str] = {
     int: "a whole number",
@@ -56,14 +56,12 @@ def make_config(settings: Mapping[str, Any]) -> RunConfig:
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file, read without running any code in it. Raises: ConfigError."""
     try:
-        settings = yaml.safe_load(file.read_text())
+        settings = read_yaml_file(file)
     except OSError as error:
         raise ConfigError(f"{file}: cannot read the configuration: {error.strerror}") from error
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
-        raise ConfigError(f"{file}{line}: not a YAML file: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not a YAML file: {str(error).splitlines()[0]}") from error
+    except YamlError as error:
+        line = "" if error.line is None else f":{error.line}"
+        raise ConfigError(f"{file}{line}: not a YAML file: {error}") from error
     if settings is None:
         return {}
     if not isinstance(settings, dict):
@@ -77,8 +75,8 @@ def _assign(settings: dict[str, Any], override: str) -> None:
     if not separator or not all(names):
         raise ConfigError(f"{override!r}: want key=value, like target.macs=50%")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except YamlError:
         value = text
     if isinstance(value, dict) and not text.lstrip().startswith("{"):  # "imagefolder:" is text, not a mapping
         value = text

@@ -11,6 +11,8 @@ from curlfx.errors import DataError, ModelError
 from curlfx.sources.factory import describe
 from curlfx.sources.source import DataSource
 
+STATISTICS = ("running_mean", "running_var")
+
 
 def check_fit(model: nn.Module, source: DataSource) -> None:
     """Run two blank images of the data's shape through the network, in eval mode.
@@ -19,14 +21,24 @@ def check_fit(model: nn.Module, source: DataSource) -> None:
     not finite; DataError when it gives another number of scores than the data has classes.
     """
     scores = class_scores(model, source.shape)
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise ModelError(f"the network's {name} holds NaN or infinite values; mend it, or give weights=FILE")
+    fault = not_finite(model)
+    if fault is not None:
+        raise ModelError(f"the network's {fault}; mend it, or give weights=FILE")
     if scores != source.num_classes:
         raise DataError(
             f"data {source.name} has {source.num_classes} classes, the head of the network gives {scores}; "
             f"give a network or weights for {source.num_classes} classes, or a factory that takes num_classes"
         )
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """Return which weight or BatchNorm statistic holds NaN or infinite values, and how many; None: none does."""
+    statistics = ((name, buffer) for name, buffer in model.named_buffers() if name.endswith(STATISTICS))
+    for name, tensor in (*model.named_parameters(), *statistics):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            return f"{name} holds NaN or infinite values ({bad} of {tensor.numel()})"
+    return None
 
 
 def class_scores(model: nn.Module, shape: tuple[int, int, int]) -> int:

@@ -26,6 +26,8 @@ LARGE_SHAPE = (3, 224, 224)
 CROP_SHARE = 224 / 256
 """Evaluation takes this share of the shorter side, from the middle. Source: the ImageNet protocol of torchvision."""
 MODES = {1: "L", 3: "RGB"}
+FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""What is decoded, whatever a file is called: a file in PostScript would be handed to another program."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _own_shape(path: Path) -> tuple[int, int, int]:
 def opened(path: Path, channels: int) -> Image.Image:
     """Return a decoded image. Raises: DataError naming the file when it is missing or damaged."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image.convert(MODES[channels])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as cause:
         reason = str(cause).replace(f" '{path}'", "")

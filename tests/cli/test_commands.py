@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -162,7 +164,9 @@ def test_run_verify_report(program: Program) -> None:
     assert "speed-up" in done.out
     assert "verification   passed" in done.out
     assert "run directory  runs/residual-1" in done.out
-    assert program("verify", "runs/residual-1").out.count(" ok") == 6
+    verified = program("verify", "runs/residual-1")
+    assert verified.out.count(" ok") == 6
+    assert " files as the run wrote them\nverification on record: passed (gated vs slim" in verified.out
     page = Path("runs/residual-1/report.html")
     page.unlink()
     again = program("report", "runs/residual-1")
@@ -170,19 +174,32 @@ def test_run_verify_report(program: Program) -> None:
     assert page.exists()
     resumed = program("run", "resume=runs/residual-1")
     assert (resumed.code, resumed.out) == (0, done.out)
+    Path("runs/residual-1/slim.onnx").unlink()
+    Path("runs/residual-1/plan.json").write_text("{}")
+    Path("runs/residual-1/mine.txt").touch()
+    spoiled = program("verify", "runs/residual-1")
+    assert spoiled.code == 1
+    assert spoiled.out.splitlines()[:3] == ["missing  slim.onnx", "changed  plan.json", "extra  mine.txt"]
+    assert spoiled.err.startswith("error: runs/residual-1 is not what its run left: missing: slim.onnx; changed: plan")
 
 
-def test_an_interrupted_run_says_how_to_go_on(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(
+    program: Program, monkeypatch: pytest.MonkeyPatch, sign: signal.Signals
+) -> None:
     from curlfx.run import deployment
 
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), sign)
 
     with monkeypatch.context() as patch:
         patch.setattr(deployment, "write_onnx", interrupt)
         done = program("run", *JOB)
     assert done.code == 130
     assert done.err.endswith("interrupted\nto go on with this run: curlfx run resume=runs/residual-1\n")
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert program("run", "resume=runs/residual-1").code == 0
 
 

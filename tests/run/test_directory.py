@@ -183,3 +183,57 @@ def test_a_configuration_that_is_no_mapping(tmp_path: Path) -> None:
     (tmp_path / "run" / "config.yaml").write_text("- 1\n")
     with pytest.raises(OutputError, match=r"config\.yaml holds list, want keys with values"):
         RunDirectory.reopen(tmp_path / "run")
+
+
+def test_a_folder_that_another_run_took_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes found it empty; the slower one removes nothing of the other's."""
+    out = tmp_path / "run"
+    first = RunDirectory.create(out, "digits", {"seed": 1})
+    before = listing(out)
+    monkeypatch.setattr("curlfx.run.directory._make", lambda folder: ([], folder))
+    with pytest.raises(OutputError, match="another run is working here"):
+        RunDirectory.create(out, "digits", {"seed": 2})
+    first.close()
+    with pytest.raises(OutputError, match="another run was made here meanwhile"):
+        RunDirectory.create(out, "digits", {"seed": 2})
+    assert listing(out) == before
+    assert RunDirectory.reopen(out)[1] == {"seed": 1}
+
+
+@pytest.mark.parametrize(
+    "left", [[".lock"], [".lock", "config.yaml"], [".lock", ".state.json.7.partial", "config.yaml"]]
+)
+def test_a_process_killed_while_it_made_the_folder_leaves_it_free(tmp_path: Path, left: list[str]) -> None:
+    for name in left:
+        (tmp_path / name).write_text("")
+    with RunDirectory.create(tmp_path, "digits", {"seed": 2}):
+        assert listing(tmp_path) == [".lock", "checkpoints", "config.yaml", "state.json"]
+
+
+@pytest.mark.parametrize("left", [["config.yaml"], [".lock", "config.yaml", "mine"], [".lock", "checkpoints/a.pt"]])
+def test_other_files_are_never_taken_for_such_leftovers(tmp_path: Path, left: list[str]) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in left:
+        (tmp_path / name).write_text("")
+    before = listing(tmp_path)
+    with pytest.raises(OutputError, match="the folder is not empty"):
+        RunDirectory.create(tmp_path, "digits", {})
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"format": 1' + "0" * 5000 + "}", "Exceeds the limit"),
+        (" " * (64 * 2**20 + 1), "larger than 64 MiB"),
+    ],
+    ids=["deep", "digits", "large"],
+)
+def test_a_record_that_is_meant_to_overwhelm(tmp_path: Path, text: str, fault: str) -> None:
+    RunDirectory.create(tmp_path / "run", "digits", {}).close()
+    (tmp_path / "run" / "state.json").write_text(text)
+    with pytest.raises(OutputError, match=rf"state\.json: cannot read its record \(.*{fault}"):
+        RunDirectory.reopen(tmp_path / "run")

@@ -61,6 +61,7 @@ SUMMARY_KEYS = [
     "importance",
     "recovery",
     "seconds",
+    "files",
 ]
 NETWORK_KEYS = ["macs", "padded_macs", "params", "size_bytes", "accuracy", "latency_ms"]
 
@@ -222,24 +223,35 @@ def test_killed_within_a_stage(
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_on_the_way(
+def test_a_disk_that_is_full_once_for_every_file(
     finished: RunResult, tiny_job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, write = tmp_path / "run", Path.write_bytes
+    out, rename, failed = tmp_path / "run", Path.replace, list[str]()
 
-    def write_or_fail(path: Path, data: bytes) -> int:
-        if "slim.onnx" in path.name:
-            write(path, data[:100])
+    def rename_or_fail(path: Path, target: Path) -> Path:
+        if target.name not in failed:
+            failed.append(target.name)
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, data)
+        return rename(path, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", write_or_fail)
-        with pytest.raises(OutputError, match=r"cannot write .*slim\.onnx: No space left on device"):
-            run({**tiny_job, "out": out})
-    assert "slim.onnx" not in {path.name for path in out.iterdir()}
-    assert not list(out.rglob("*partial*"))
+        patch.setattr(Path, "replace", rename_or_fail)
+        while not (out / "summary.json").exists():
+            finished_stages = stages_done(out)
+            with pytest.raises(OutputError, match=r"cannot write .*: No space left on device; free some space"):
+                run({"resume": out} if finished_stages else {**tiny_job, "out": out})
+            assert not list(tmp_path.rglob("*partial*"))
+            assert stages_done(out)[: len(finished_stages)] == finished_stages
+    assert {"config.yaml", "state.json", "train.pt", "plan.json", "slim.onnx", "slim.pt2", "summary.json"} <= set(
+        failed
+    )
     assert repeatable(run({"resume": out}).summary) == repeatable(finished.summary)
+
+
+def stages_done(out: Path) -> list[str]:
+    """Stages on record in a run directory; none where there is none."""
+    state = out / "state.json"
+    return list(json.loads(state.read_text())["done"]) if state.exists() else []
 
 
 def test_a_failed_verification(tiny_job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,89 @@
+"""Checksums of the files of a run: kept in ``summary.json``, and compared with what is there by ``curlfx verify``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from curlfx.errors import CheckError
+from curlfx.files import unreadable
+from curlfx.run.directory import LOCK, LOG, PAGE, STATE, SUMMARY
+
+UNRECORDED = (LOCK, LOG, PAGE, STATE, SUMMARY)
+"""Files without a checksum: the summary itself, what is written after it, and what is drawn from it."""
+NO_PLAIN_FILE = "no plain file"
+"""Stands for the checksum of a link or a device, which is never opened."""
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What became of the files of a run.
+
+    Attributes:
+        folder: The run directory.
+        same: How many are as they were written.
+        missing: Those that are gone, by their path in the folder.
+        changed: Those that hold something else.
+        extra: Those that the run did not write.
+    """
+
+    folder: Path
+    same: int
+    missing: tuple[str, ...]
+    changed: tuple[str, ...]
+    extra: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every file is as it was written, and there is no other."""
+        return not (self.missing or self.changed or self.extra)
+
+    def require(self) -> None:
+        """Insist. Raises: CheckError naming every file."""
+        if not self.passed:
+            parts = {"missing": self.missing, "changed": self.changed, "extra": self.extra}
+            found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in parts.items() if names)
+            raise CheckError(f"{self.folder} is not what its run left: {found}; restore the files, or start a new run")
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in ``folder`` and below, by its path in it, but for `UNRECORDED`. Raises: OutputError."""
+    return {name: _digest(folder / name) for name in sorted(_names(folder)) if name not in UNRECORDED}
+
+
+def compare(folder: Path, recorded: Mapping[str, str]) -> FileReport:
+    """The files of ``folder`` beside the checksums on record; only what is in the folder is opened, no link followed.
+
+    Raises: OutputError for a file that cannot be read.
+    """
+    found = checksums(folder)
+    changed = tuple(name for name in recorded if name in found and found[name] != recorded[name])
+    return FileReport(
+        folder=folder,
+        same=sum(found.get(name) == digest for name, digest in recorded.items()),
+        missing=tuple(name for name in recorded if name not in found),
+        changed=changed,
+        extra=tuple(name for name in found if name not in recorded),
+    )
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Everything below ``folder`` that is no folder, links to folders included, by its path in it, with ``/``."""
+    for place, folders, files in os.walk(folder):
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        for name in (*files, *links):
+            yield (Path(place) / name).relative_to(folder).as_posix()
+
+
+def _digest(path: Path) -> str:
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return NO_PLAIN_FILE
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(path, error) from error

@@ -1,0 +1,113 @@
+"""The files of a run beside the checksums in its summary: missing, changed and extra ones are named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from curlfx.errors import CheckError, OutputError, VerificationError
+from curlfx.run.checksums import NO_PLAIN_FILE, UNRECORDED, checksums, compare
+from curlfx.run.recheck import check_record
+from curlfx.run.runner import RunResult
+
+
+@pytest.fixture
+def copied(finished: RunResult, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be spoiled."""
+    return Path(shutil.copytree(finished.directory, tmp_path / "run"))
+
+
+def rewritten(folder: Path, **changes: object) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, **changes}))
+
+
+def test_every_file_has_a_checksum(finished: RunResult) -> None:
+    folder = finished.directory
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(finished.summary["files"]) == there - set(UNRECORDED)
+    assert {"slim.onnx", "slim.safetensors", "config.yaml", "checkpoints/dense.safetensors"} <= there
+    assert finished.summary["files"]["plan.json"] == hashlib.sha256((folder / "plan.json").read_bytes()).hexdigest()
+
+
+def test_the_files_of_a_run_are_as_it_left_them(finished: RunResult) -> None:
+    record = check_record(finished.directory)
+    assert record is not None
+    assert record.files is not None
+    assert record.files.passed
+    assert record.files.same == len(finished.summary["files"])
+    assert record.verdict.startswith("passed (gated vs slim")
+    record.require()
+
+
+def test_files_that_are_not_as_they_were_are_named(copied: Path) -> None:
+    (copied / "slim.onnx").unlink()
+    (copied / "checkpoints" / "scores.json").unlink()
+    with (copied / "dense.onnx").open("r+b") as stream:
+        stream.write(b"\0")
+    (copied / "checkpoints" / "note.txt").write_text("mine")
+    record = check_record(copied)
+    assert record is not None
+    assert record.files is not None
+    assert record.files.missing == ("checkpoints/scores.json", "slim.onnx")
+    assert record.files.changed == ("dense.onnx",)
+    assert record.files.extra == ("checkpoints/note.txt",)
+    with pytest.raises(
+        CheckError,
+        match=r"run is not what its run left: missing: checkpoints/scores\.json, slim\.onnx; changed: dense\.onnx; "
+        r"extra: checkpoints/note\.txt; restore the files, or start a new run",
+    ):
+        record.require()
+
+
+def test_no_link_is_followed_and_no_pipe_opened(copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret").write_text("secret")
+    shutil.move(copied / "plan.json", tmp_path / "plan.json")
+    (copied / "plan.json").symlink_to(tmp_path / "plan.json")
+    (copied / "folder").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(copied / "pipe")
+    found = checksums(copied)
+    assert (found["plan.json"], found["folder"], found["pipe"]) == (NO_PLAIN_FILE,) * 3
+    record = check_record(copied)
+    assert record is not None
+    assert record.files is not None
+    assert (record.files.changed, record.files.extra) == (("plan.json",), ("folder", "pipe"))
+
+
+def test_names_on_record_that_lead_out_of_the_folder_are_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    digest = hashlib.sha256(b"secret").hexdigest()
+    for name in ("../secret", str(tmp_path / "secret")):
+        assert compare(tmp_path / "run", {name: digest}).missing == (name,)
+
+
+def test_a_verification_on_record_that_failed(copied: Path) -> None:
+    rewritten(copied, verification={"gated_vs_slim": 0.0, "torch_vs_onnx": 0.5, "passed": False})
+    record = check_record(copied)
+    assert record is not None
+    with pytest.raises(VerificationError, match=r"the verification on record FAILED .*torch vs onnx 5\.0e-01"):
+        record.require()
+
+
+def test_a_summary_of_an_earlier_version_has_no_checksums(copied: Path) -> None:
+    summary = json.loads((copied / "summary.json").read_text())
+    del summary["files"]
+    (copied / "summary.json").write_text(json.dumps(summary))
+    record = check_record(copied)
+    assert record is not None
+    assert record.files is None
+    record.require()
+
+
+@pytest.mark.parametrize("files", [3, ["plan.json"], {"plan.json": 1}])
+def test_checksums_that_are_none(copied: Path, files: object) -> None:
+    rewritten(copied, files=files)
+    with pytest.raises(OutputError, match=r"summary\.json: key 'files"):
+        check_record(copied)
