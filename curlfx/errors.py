@@ -5,6 +5,8 @@ A message says where, what was found, and what is wanted or what to do instead. 
 anything in this tree except `InvariantError`.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -103,3 +105,14 @@ __all__ = [
 def first_line(error: BaseException) -> str:
     """First line of an exception's text that is not blank; the name of its class where there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def near_names(name: object, known: Iterable[str], most: int = 1) -> list[str]:
+    """Up to ``most`` known names that a misspelt one may stand for, the nearest first."""
+    return difflib.get_close_matches(str(name), list(known), n=most, cutoff=0.6)
+
+
+def did_you_mean(name: object, known: Iterable[str], most: int = 1) -> str:
+    """The end of a message about a misspelt name: ``"; did you mean 'a' or 'b'?"``, or ``""`` when none is near."""
+    near = near_names(name, known, most)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

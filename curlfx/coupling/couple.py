@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from curlfx.coupling.places import Places
 from curlfx.coupling.propagate import Labelling, Unsupported, propagate_labels
 from curlfx.coupling.resolve import Resolved, resolve
 from curlfx.coupling.vectors import Ints, among, distinct
-from curlfx.errors import KeepError
+from curlfx.errors import KeepError, did_you_mean
 from curlfx.graph.traced import TracedModel
 from curlfx.labels.arrays import support
 from curlfx.ops.call import is_getitem
@@ -69,8 +68,7 @@ def couple(traced: TracedModel, *, frozen: Sequence[str] = (), rules: Mapping[An
 def _freeze_named(pattern: str, names: Sequence[str], labelling: Labelling) -> None:
     found = {n for n in names if any(fnmatch.fnmatchcase(prefix, pattern) for prefix in _with_modules(n))}
     if not found:
-        near = difflib.get_close_matches(pattern, [*names, *{n.rpartition(".")[0] for n in names}], 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(pattern, [*names, *sorted({n.rpartition(".")[0] for n in names})])
         raise KeepError(f"frozen: {pattern!r} names no parameter or module of the network{hint}")
     for node, emission in labelling.emissions.items():
         if node.op == "get_attr" and str(node.target) in found:

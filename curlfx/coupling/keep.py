@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from curlfx.errors import KeepError
+from curlfx.errors import KeepError, did_you_mean
 
 if TYPE_CHECKING:
     from curlfx.coupling.coupling import Group
@@ -24,9 +23,7 @@ def alive_mask(groups: Sequence[Group], keep: Mapping[str, Sequence[int]], total
     alive = np.ones(total + 1, dtype=bool)
     for name, positions in keep.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise KeepError(f"keep[{name!r}]: no such coupling group{hint}")
+            raise KeepError(f"keep[{name!r}]: no such coupling group{did_you_mean(name, known)}")
         group = known[name]
         kept = _positions(group, positions)
         alive[group.channels] = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 import networkx as nx
@@ -12,7 +11,7 @@ from torch.fx import Node
 from curlfx.coupling.chains import BALANCES, KINDS, Bools, Chains, Ints, Link, Step
 from curlfx.coupling.propagate import Labelling
 from curlfx.coupling.vectors import distinct
-from curlfx.errors import KeepError
+from curlfx.errors import KeepError, did_you_mean
 
 __all__ = ["Step", "network", "path", "site_of"]
 
@@ -79,8 +78,7 @@ def site_of(graph: nx.MultiGraph[str], name: str) -> str:
         if wanted in parameters:
             return list(graph)[parameters.index(wanted)]
     known = [*graph.nodes, *dict.fromkeys([*parameters, *(parameter.rpartition(".")[0] for parameter in parameters)])]
-    near = difflib.get_close_matches(name, known, 1)
-    raise KeepError(f"{name!r} is no site of this network{f'; did you mean {near[0]!r}?' if near else ''}")
+    raise KeepError(f"{name!r} is no site of this network{did_you_mean(name, known)}")
 
 
 def _apart(staying: Mapping[str, None]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from curlfx.coupling import Coupling, GroupId
-from curlfx.errors import ConfigError
+from curlfx.errors import ConfigError, did_you_mean
 from curlfx.graph import TracedModel
 from curlfx.importance.batch_norm_scale import batch_norm_scale
 from curlfx.importance.data import ProxySet
@@ -52,8 +51,7 @@ LABELLED = ("relevance",)
 def check_criterion(importance: str, divergence: str = AUTO, criteria: Mapping[str, Criterion] = CRITERIA) -> None:
     """Raises: ConfigError for a criterion or a divergence that does not exist, or two that do not go together."""
     if importance not in criteria:
-        close = difflib.get_close_matches(importance, criteria, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(importance, criteria)
         raise ConfigError(f"importance = {importance}: want one of {', '.join(criteria)}{hint}")
     check_divergence(divergence)
     own = criteria[importance] is not CRITERIA.get(importance)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import difflib
 import math
 from collections.abc import Mapping
 from typing import ClassVar
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from curlfx.errors import ConfigError, ModelError
+from curlfx.errors import ConfigError, ModelError, did_you_mean
 
 AUTO = "auto"
 
@@ -128,6 +127,4 @@ def check_divergence(name: str) -> None:
     """Raises: ConfigError for a divergence that does not exist."""
     known = (AUTO, *DIVERGENCES)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise ConfigError(f"divergence '{name}': want one of {', '.join(known)}{hint}")
+        raise ConfigError(f"divergence '{name}': want one of {', '.join(known)}{did_you_mean(name, known)}")

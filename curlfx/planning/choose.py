@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import importlib.metadata
 import math
@@ -17,7 +16,7 @@ from pydantic import JsonValue
 
 from curlfx.cost import CostModel
 from curlfx.coupling import Coupling, GroupId
-from curlfx.errors import PlanError, TargetError
+from curlfx.errors import PlanError, TargetError, did_you_mean
 from curlfx.graph import TracedModel
 from curlfx.importance.scores import Scores
 from curlfx.planning.budget import Ranking, Search
@@ -33,6 +32,7 @@ from curlfx.planning.units import Ints, Units, first_channels, kept_positions, m
 Allocation = Literal["global", "uniform", "knapsack", "greedy"]
 _LARGEST_STEP = 2**16
 _FROZEN_BY_USER = re.compile(r"frozen by the user \((.*)\)")
+_SHARE = re.compile(r"([\d.]{1,30}(?:/\d{1,30}|[eE][+-]?\d{1,2})?)\s*%?")  # 1e999999999 would fill the memory
 HALF: Mapping[str, Amount] = {"macs": "50%"}
 
 RANKINGS: Mapping[str, Ranking] = {"global": rank_globally, "uniform": rank_uniformly}
@@ -218,8 +218,7 @@ def _removed_for(widths: Mapping[str, int | float | str], units: Units) -> Ints:
     for name, width in widths.items():
         matched = [name] if name in units.ids else [group for group in units.ids if fnmatch.fnmatchcase(group, name)]
         if not matched:
-            close = difflib.get_close_matches(name, units.ids, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+            hint = did_you_mean(name, units.ids)
             raise PlanError(f"widths['{name}']: no free coupling group has this name{hint}")
         chosen.update({group: width for group in matched if group not in widths or group == name})
     removed = np.zeros_like(units.sizes)
@@ -241,7 +240,8 @@ def _kept_units(group: GroupId, width: float | str, size: int, blocks: int) -> i
         return kept
     try:
         text = str(width).strip()
-        share = Fraction(text.removesuffix("%").strip()) / (100 if text.endswith("%") else 1)
+        found = _SHARE.fullmatch(text)
+        share = Fraction(found[1] if found is not None else 0) / (100 if text.endswith("%") else 1)
     except (ValueError, ZeroDivisionError):
         share = Fraction(0)
     if isinstance(width, bool) or not 0 < share <= 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from curlfx.cost import Cost
-from curlfx.errors import TargetError
+from curlfx.errors import TargetError, did_you_mean
 
 Amount = int | float | str
 """A share of the dense network (``"50%"``, ``0.5``) or an absolute number (``1_100_000_000``, ``"1.1G"``)."""
@@ -31,7 +30,7 @@ _NO_TABLE = (
     "costs=table.costs(traced, coupling)"
 )
 
-_NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*([%kKMG]?)\s*")
+_NUMBER = re.compile(r"\s*(\d{1,30}(?:\.\d{0,30})?(?:[eE][+-]?\d{1,2})?|\.\d{1,30})\s*([%kKMG]?)\s*")  # no 1e999999999
 _FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -77,9 +76,8 @@ def parse_targets(target: Mapping[str, Amount], dense: Cost) -> tuple[Target, ..
 
 def _parse(quantity: str, amount: Amount, dense: Cost) -> Target:
     if quantity not in QUANTITIES:
-        close = difflib.get_close_matches(str(quantity), QUANTITIES, n=1, cutoff=0.5)
-        hint = f"did you mean '{close[0]}'?" if close else f"want one of {', '.join(QUANTITIES)}"
-        raise TargetError(f"target '{quantity}' is not known: {hint}")
+        hint = did_you_mean(quantity, QUANTITIES) or f": want one of {', '.join(QUANTITIES)}"
+        raise TargetError(f"target '{quantity}' is not known{hint}")
     if quantity == "latency_ms" and dense.latency_ms is None:
         raise TargetError(f"target latency_ms = {amount}: {_NO_TABLE}")
     whole = QUANTITIES[quantity](dense)

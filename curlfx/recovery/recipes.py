@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from curlfx.errors import ConfigError
+from curlfx.errors import ConfigError, did_you_mean
 from curlfx.recovery.overparam import Overparam
 from curlfx.recovery.settings import TrainSettings
 
@@ -87,4 +87,6 @@ def find_recipe(names: str | Sequence[str]) -> Recipe:
             return RECIPES[name]
         case ["overparam", str(name)] if name in RECIPES and name != "overparam":
             return replace(RECIPES[name], overparam=RECIPES["overparam"].overparam)
-    raise ConfigError(f"recipe = {names!r}: want one of {', '.join(RECIPES)}, or [overparam, ONE OF THE OTHERS]")
+    wrong = next((name for name in ([names] if isinstance(names, str) else names) if name not in RECIPES), None)
+    hint = "" if wrong is None else did_you_mean(wrong, RECIPES)
+    raise ConfigError(f"recipe = {names!r}: want one of {', '.join(RECIPES)}, or [overparam, ONE OF THE OTHERS]{hint}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -12,8 +11,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from curlfx.errors import ConfigError
+from curlfx.errors import ConfigError, did_you_mean, near_names
 from curlfx.run.config import RunConfig
+from curlfx.run.config.presets import above
+from curlfx.run.config.section import LARGEST
 from curlfx.run.yaml_text import YamlError, parse_yaml, read_yaml_file
 
 WORDS: Mapping[Any, str] = {
@@ -40,8 +41,8 @@ def load_config(
         _assign(changes, override)
     if "target" in changes:  # a target is one choice: a new one replaces the file's, it does not join it
         settings.pop("target", None)
-    given = _merged(settings, changes)
-    return make_config(given if given.get("resume") is not None else _merged(defaults, given))
+    given = above(changes, settings)
+    return make_config(given if given.get("resume") is not None else above(given, defaults))
 
 
 def make_config(settings: Mapping[str, Any]) -> RunConfig:
@@ -88,14 +89,6 @@ def _assign(settings: dict[str, Any], override: str) -> None:
     settings[names[-1]] = value
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return result
-
-
 def _explain(fault: ErrorDetails) -> str:
     path = [str(part) for part in fault["loc"]]
     if fault["type"] == "extra_forbidden":
@@ -104,7 +97,11 @@ def _explain(fault: ErrorDetails) -> str:
     shown = "" if isinstance(found, BaseModel | Mapping) else f" = {_show(found)}"
     if fault["type"] == "value_error":
         return f"{key}{shown}: {fault['msg'].removeprefix('Value error, ')}"
-    return f"{key}{shown}: want {wanted(FIELDS[key]) if key in FIELDS else fault['msg']}"
+    if fault["type"] == "less_than_equal" and fault["ctx"]["le"] == LARGEST:
+        return f"{key}{shown}: want at most {LARGEST}"
+    if key not in FIELDS:
+        return f"{key}{shown}: want {fault['msg']}"
+    return f"{key}{shown}: want {wanted(FIELDS[key])}{did_you_mean(found, _words(FIELDS[key].annotation))}"
 
 
 def _show(value: object) -> str:
@@ -119,13 +116,21 @@ def _known_part(path: Sequence[str]) -> str:
 
 def _unknown(key: str) -> str:
     section, _, last = key.rpartition(".")
-    close = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.6)
+    close = near_names(key, FIELDS)
     if not close:  # the right name under the wrong section, or without one
         close = [name for name in FIELDS if name.rpartition(".")[2] == last][:1]
     if close:
         return f"unknown key {key!r}; did you mean {close[0]!r}?"
     names = [name.rpartition(".")[2] for name in FIELDS if name.rpartition(".")[0] == section]
     return f"unknown key {key!r}; known{f' in {section}' if section else ''}: {', '.join(names)}"
+
+
+def _words(annotation: Any) -> list[str]:
+    """The texts that a key takes, where it takes certain ones only."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return [value for value in arguments if isinstance(value, str)]
+    return [word for argument in arguments for word in _words(argument)]
 
 
 def wanted(info: FieldInfo) -> str:
@@ -156,6 +161,8 @@ def _alternatives(annotation: Any, limits: Sequence[Any]) -> Iterator[str]:
 
 def _range(limits: Sequence[Any]) -> str:
     ends = {name: getattr(limit, name) for limit in limits for name in ("ge", "gt", "le", "lt") if hasattr(limit, name)}
+    if ends.get("le") == LARGEST:  # said to those alone who exceed it
+        del ends["le"]
     low = f"[{ends['ge']}" if "ge" in ends else f"({ends['gt']}" if "gt" in ends else None
     high = f"{ends['le']}]" if "le" in ends else f"{ends['lt']})" if "lt" in ends else None
     if low is not None and high is not None:

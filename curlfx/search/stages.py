@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -15,7 +14,7 @@ from torch.fx import Node
 from curlfx.cost.contraction import contractions
 from curlfx.cost.macs import batch_size
 from curlfx.coupling import Coupling
-from curlfx.errors import ConfigError
+from curlfx.errors import ConfigError, did_you_mean
 from curlfx.graph import TracedModel
 from curlfx.importance.section import Section, calls
 
@@ -62,10 +61,9 @@ def choose_cuts(
     known = {node.name: node for node in found}
     wrong = next((name for name in names if name not in known), None)
     if wrong is not None:
-        close = difflib.get_close_matches(wrong, known, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
         raise ConfigError(
-            f"cuts: '{wrong}' is no tensor that every path passes; {hint}this network has {', '.join(known) or 'none'}"
+            f"cuts: '{wrong}' is no tensor that every path passes; this network has {', '.join(known) or 'none'}"
+            f"{did_you_mean(wrong, known)}"
         )
     return tuple(node.name for node in found if node.name in set(names))
 

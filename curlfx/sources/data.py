@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from curlfx.errors import CurlfxError, DataError
+from curlfx.errors import CurlfxError, DataError, did_you_mean
 from curlfx.sources.builtin import cifar10, digits, fashion_mnist, random_images
-from curlfx.sources.factory import describe, did_you_mean, load_attribute
+from curlfx.sources.factory import describe, load_attribute
 from curlfx.sources.folder import image_folder
 from curlfx.sources.images import Augment, Images, Normalisation, balanced, held_out
 from curlfx.sources.source import DataRequest, DataSource, SplitName
@@ -67,7 +67,7 @@ def load_data(
         source = _from_factory(request)
     else:
         known = ", ".join(SOURCES)
-        raise DataError(f"data {spec!r}: want one of {known}, or file.py:factory{did_you_mean(spec, SOURCES)}")
+        raise DataError(f"data {spec!r}: want one of {known}, or file.py:factory{did_you_mean(spec, SOURCES, 3)}")
     source = _with_val(source, val_share)
     return source if train_limit is None else _with_train(source, train_limit)
 
@@ -90,7 +90,7 @@ def _with_val(source: DataSource, share: float) -> DataSource:
 
 
 def _from_factory(request: DataRequest) -> DataSource:
-    factory = load_attribute(request.name, DataError)
+    factory = load_attribute(request.name, DataError, SOURCES)
     try:
         made = factory() if callable(factory) else factory
     except CurlfxError:

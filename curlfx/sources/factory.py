@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -13,32 +12,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from curlfx.errors import UsageError
+from curlfx.errors import UsageError, did_you_mean
 
 NOT_THE_USERS = ("<", sysconfig.get_path("stdlib"), str(Path(__file__).resolve().parents[1]))
 """How the file names of generated code, of Python and of curlfx begin."""
 
 
-def load_attribute(spec: str, error: type[UsageError]) -> object:
+def load_attribute(spec: str, error: type[UsageError], known: Iterable[str] = ()) -> object:
     """Return what ``spec`` names; the file or module is executed, as with ``python``, its own folder importable.
 
+    ``known`` are the words that could stand in front of the colon in place of a file or module.
     Raises: ``error`` when the file or module does not exist or does not import, or has no such attribute.
     """
     where, _, name = spec.rpartition(":")
     if not where or not name:
         raise error(f"{spec!r}: want file.py:factory or package.module:factory")
-    module = _import_file(Path(where), error) if where.endswith(".py") else _import_module(where, error)
+    if where.endswith(".py"):
+        module = _import_file(Path(where), error)
+    else:
+        module = _import_module(where, error, did_you_mean(where, known))
     if not hasattr(module, name):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise error(f"{where} has no {name!r}{did_you_mean(name, public)}")
+        raise error(f"{where} has no {name!r}{did_you_mean(name, public, 3)}")
     found: object = getattr(module, name)
     return found
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'a' or 'b'?"``, or ``""`` when nothing is near."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def _import_file(path: Path, error: type[UsageError]) -> ModuleType:
@@ -59,12 +56,12 @@ def _import_file(path: Path, error: type[UsageError]) -> ModuleType:
     return module
 
 
-def _import_module(name: str, error: type[UsageError]) -> ModuleType:
+def _import_module(name: str, error: type[UsageError], hint: str) -> ModuleType:
     with _importable(Path.cwd()):
         try:
             return importlib.import_module(name)
         except (Exception, SystemExit) as cause:
-            raise error(f"module {name!r} does not import: {describe(cause)}") from cause
+            raise error(f"module {name!r} does not import: {describe(cause)}{hint}") from cause
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from curlfx.errors import CurlfxError, ModelError
+from curlfx.errors import CurlfxError, ModelError, did_you_mean, near_names
 from curlfx.models import MODELS
-from curlfx.sources.factory import describe, did_you_mean, load_attribute
+from curlfx.sources.factory import describe, load_attribute
 from curlfx.sources.weights import copy_weights, load_weights
 
 Build = Callable[[str, int | None, bool], nn.Module]
@@ -81,7 +81,7 @@ def _torchvision_shape(name: str) -> tuple[int, int, int]:
     import torchvision.models as zoo
 
     if name not in zoo.list_models():
-        raise ModelError(f"model torchvision:{name}: no such network{did_you_mean(name, zoo.list_models())}")
+        raise ModelError(f"model torchvision:{name}: no such network{did_you_mean(name, zoo.list_models(), 3)}")
     if name in zoo.list_models(module=zoo.detection):
         side = next((int(size) for size in ("300", "320") if size in name), 800)  # their transforms scale images to it
         return 3, side, side
@@ -91,13 +91,17 @@ def _torchvision_shape(name: str) -> tuple[int, int, int]:
 
 
 def _near(name: str) -> str:
-    near = [f"{prefix}:{name}" for prefix in ("curlfx", "torchvision") if name in model_names(prefix)]
+    """What a name without a prefix may stand for: itself with one, or a name that is spelt nearly so."""
+    prefixes = ("curlfx", "torchvision")
+    near = [f"{prefix}:{name}" for prefix in prefixes if name in model_names(prefix)]
+    for prefix in () if near else prefixes:
+        near += [f"{prefix}:{one}" for one in near_names(name, model_names(prefix))]
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _from_curlfx(name: str, num_classes: int | None, published: bool) -> nn.Module:
     if name not in MODELS:
-        raise ModelError(f"model curlfx:{name}: there are {', '.join(MODELS)}{did_you_mean(name, MODELS)}")
+        raise ModelError(f"model curlfx:{name}: there are {', '.join(MODELS)}{did_you_mean(name, MODELS, 3)}")
     if published:
         raise ModelError(f"model curlfx:{name}: no published weights; give weights=FILE, or train on the data")
     return MODELS[name]() if num_classes is None else MODELS[name](num_classes=num_classes)
@@ -108,7 +112,7 @@ def _from_torchvision(name: str, num_classes: int | None, published: bool) -> nn
 
     names: list[str] = zoo.list_models()
     if name not in names:
-        raise ModelError(f"model torchvision:{name}: no such network{did_you_mean(name, names)}")
+        raise ModelError(f"model torchvision:{name}: no such network{did_you_mean(name, names, 3)}")
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = True  # asked for, because the default warns and does the same
@@ -131,7 +135,7 @@ def _from_timm(name: str, num_classes: int | None, published: bool) -> nn.Module
     timm = _timm(name)
     names = timm.list_models()
     if name.partition(".")[0] not in names:
-        raise ModelError(f"model timm:{name}: no such network{did_you_mean(name, names)}")
+        raise ModelError(f"model timm:{name}: no such network{did_you_mean(name, names, 3)}")
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     return _called(f"timm:{name}", lambda: timm.create_model(name, pretrained=published, **options))
 
@@ -145,7 +149,7 @@ def _timm(name: str) -> Any:
 
 
 def _from_factory(spec: str, num_classes: int | None) -> nn.Module:
-    factory = load_attribute(spec, ModelError)
+    factory = load_attribute(spec, ModelError, BUILDERS)
     if isinstance(factory, nn.Module):
         return factory
     if not callable(factory):

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from curlfx.errors import WeightsError
-from curlfx.sources.factory import describe, did_you_mean
+from curlfx.errors import WeightsError, did_you_mean
+from curlfx.sources.factory import describe
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -137,7 +137,7 @@ def _check_names(origin: str, found: Mapping[str, Tensor], wanted: Mapping[str, 
     if missing:
         parts.append(f"lacks {_listed(missing)}")
     if unexpected:
-        parts.append(f"has {_listed(unexpected)}, which the network has not{did_you_mean(unexpected[0], wanted)}")
+        parts.append(f"has {_listed(unexpected)}, which the network has not{did_you_mean(unexpected[0], wanted, 3)}")
     raise WeightsError(f"{origin} {' and '.join(parts)}; {REMEDY}")
 
 

@@ -265,7 +265,7 @@ def test_unreachable_says_what_is_and_what_stands_in_the_way() -> None:
     ("target", "match"),
     [
         ({}, "want a quantity with a bound"),
-        ({"mac": "50%"}, "target 'mac' is not known: did you mean 'macs'"),
+        ({"mac": "50%"}, "target 'mac' is not known; did you mean 'macs'"),
         ({"latency": 3}, "did you mean 'latency_ms'"),
         ({"latency_ms": "50%"}, "it needs a latency table of this network"),
         ({"joules": 3}, "want one of macs, params"),

@@ -106,7 +106,7 @@ def test_every_fault_is_reported_once() -> None:
         load_config(None, ["seed=-1", "bogus=1"])
     first, second = str(caught.value).splitlines()
     assert first == "seed = -1: want a whole number >= 0"
-    assert second.startswith("unknown key 'bogus'; known: name, model,")
+    assert second.startswith("unknown key 'bogus'; known: preset, name, model,")
 
 
 @pytest.mark.parametrize(
