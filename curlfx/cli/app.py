@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,12 +18,25 @@ from curlfx.cli.program import Program
 from curlfx.cli.quantize import quantize
 from curlfx.cli.search import search
 from curlfx.cli.train import train
+from curlfx.cli.voice import LEVEL
+
+HELP = """Make a trained convolutional network physically narrower, verify it, and measure what it won.
+
+Examples:
+
+    curlfx run --preset fast
+
+    curlfx run model=torchvision:resnet18 weights=FILE data=imagefolder:DIR target.macs=50%
+
+    curlfx inspect torchvision:resnet18
+
+    curlfx verify runs/resnet18-1
+"""
 
 app = typer.Typer(
     cls=Program,
     name="curlfx",
-    help="Make a trained convolutional network physically narrower, verify it, and measure what it won.",
-    add_completion=False,
+    help=HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -34,9 +47,15 @@ for command in (run, train, search, inspect, explain, score, plan, slim, export,
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; the same as --log-level debug.")
+    ] = False,
+    log_level: Annotated[
+        Literal["error", "info", "debug"], typer.Option(help="what is said beside the result, on stderr")
+    ] = "info",
 ) -> None:
     """Options before the command."""
+    LEVEL.set("debug" if debug else log_level)
 
 
 def main() -> None:

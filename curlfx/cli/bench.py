@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from curlfx.cli.job import AsJson
 from curlfx.cli.tables import show_table
+from curlfx.cli.voice import progress_shown
 from curlfx.errors import UsageError
-from curlfx.progress import RichProgress
 
 if TYPE_CHECKING:
     from curlfx.deploy import BenchEntry, BenchReport, Breakdown
@@ -27,9 +28,15 @@ def bench(
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time of every file goes.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Measure the peak memory of every file.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the latencies into this .svg, .png or .pdf.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Time ONNX files side by side on onnxruntime."""
+    """Time ONNX files side by side on onnxruntime.
+
+    Examples:
+        curlfx bench dense.onnx slim.onnx --threads 2
+
+        curlfx bench runs/resnet18-1 --profile
+    """
     from curlfx.deploy import BenchSettings
     from curlfx.deploy import bench as measure
     from curlfx.deploy.plot import check_plot, plot_bench
@@ -45,7 +52,7 @@ def bench(
         profile=profile,
         memory=memory,
     )
-    with RichProgress() as progress:
+    with progress_shown() as (progress, _):
         found = measure(with_folders(files), settings, progress=progress)
     if plot is not None:
         plot_bench(found, plot)

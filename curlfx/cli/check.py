@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from curlfx.cli.job import AsJson
 from curlfx.cli.network import Classes, Frozen, Shape, Weights, open_coupling, open_network
 from curlfx.cli.tables import show_table
+from curlfx.cli.voice import say
 from curlfx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,11 +31,17 @@ def verify(
     classes: Classes = None,
     ignore: Frozen = None,
     seed: Annotated[int, typer.Option(min=0, help="of the random images that a network is compared on")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Check gated == slim == onnx; exit 1 where it fails.
 
     The slim network must equal the gated one, and an ONNX file or a saved graph the network it was made from. In a run
     directory every file must first of all be the one that the run wrote, and the verification on record have passed.
+
+    Examples:
+        curlfx verify runs/resnet18-1
+
+        curlfx verify curlfx:resnet20 plan.json --weights dense.safetensors --onnx slim.onnx
     """
     from curlfx.run.recheck import check_record, recheck
 
@@ -42,14 +51,21 @@ def verify(
                 f"verify {subject}: no such folder; want a run directory or a saved network, or MODEL PLAN"
             )
         record = check_record(Path(subject))
-        if record is not None:
+        if record is not None and not as_json:
             show_record(record)
+        if record is not None and not record.good:
+            if as_json:
+                print_json(record, None)
             record.require()
         found = recheck(Path(subject))
     else:
         network = open_network(subject, weights=weights, shape=shape, classes=classes)
+        record = None
         found = check_plan(network, plan, {"slim": onnx} if onnx is not None else {}, ignore, seed)
-    show_checks(found)
+    if as_json:
+        print_json(record, found)
+    else:
+        show_checks(found)
     found.require()
 
 
@@ -81,10 +97,23 @@ def show_record(record: Record) -> None:
     """What became of the files of a run, and what was verified when it was made."""
     files = record.files
     if files is None:
-        print("note: summary.json of this run has no checksums; its files are not compared", file=sys.stderr)
+        say("note: summary.json of this run has no checksums; its files are not compared")
     else:
         for kind, names in (("missing", files.missing), ("changed", files.changed), ("extra", files.extra)):
             for name in names:
                 print(f"{kind}  {name}")
         print(f"{files.same} files as the run wrote them")
     print(f"verification on record: {record.verdict}")
+
+
+def print_json(record: Record | None, found: VerifyReport | None) -> None:
+    """What was compared, as JSON; no ``checks`` where the files of a run are not what they were."""
+    files = None if record is None or record.files is None else record.files
+    checks = None if found is None else [{**asdict(one), "passed": one.passed} for one in found.checks]
+    document = {
+        "files": None if files is None else {**asdict(files), "folder": str(files.folder)},
+        "on_record": None if record is None else record.verdict,
+        "checks": checks,
+        "passed": found is not None and found.passed,
+    }
+    print(json.dumps(document, indent=2))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from curlfx.cli.job import AsJson
 from curlfx.cli.network import Classes, Frozen, Model, Seed, Shape, Weights, open_coupling, open_network
 from curlfx.cli.tables import show_table
+from curlfx.cli.voice import progress_shown, say
 from curlfx.errors import PlanError, TargetError, UsageError
 from curlfx.files import read_text, write_bytes
-from curlfx.progress import RichProgress
 from curlfx.report.text import count, share
 
 if TYPE_CHECKING:
@@ -41,10 +42,16 @@ def score(
     classes: Classes = None,
     ignore: Frozen = None,
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Score every channel and write scores.json.
 
     A higher score stays.
+
+    Examples:
+        curlfx score curlfx:resnet20 --importance magnitude --weights dense.safetensors
+
+        curlfx score curlfx:resnet20 --data cifar10:DIR --weights dense.safetensors
     """
     from curlfx.importance import check_criterion
     from curlfx.importance import score as score_channels
@@ -59,12 +66,16 @@ def score(
         source = load_data(data, shape=tuple(traced.example_inputs[0].shape[1:]))
         check_fit(traced.module, source)
         images = scoring_batches(source, proxy_images, seed, importance)
-    with RichProgress() as progress:
+    with progress_shown() as (progress, _):
         found = score_channels(
             traced, coupling, importance, data=images, seed=seed, progress=progress, divergence=divergence
         )
     write_bytes(out, found.to_json().encode())
-    print(f"{out}: {coupling.total} channels in {len(coupling.groups)} groups by {importance}")
+    if as_json:
+        facts = {"channels": coupling.total, "groups": len(coupling.groups), "importance": importance}
+        print(json.dumps({"file": str(out), **facts, "details": dict(found.details)}, indent=2))
+    else:
+        print(f"{out}: {coupling.total} channels in {len(coupling.groups)} groups by {importance}")
 
 
 def plan(
@@ -99,12 +110,20 @@ def plan(
     shape: Shape = None,
     classes: Classes = None,
     ignore: Frozen = None,
+    as_json: AsJson = False,
 ) -> None:
     """Choose the channels that stay and write plan.json.
 
     The target is just met: no channel goes that need not. For latency_ms narrow networks are measured first, for some
     minutes once on a machine, and plans are measured until one meets the target. With --widths or --width every group
     gets the width that is given; without scores its first channels stay, which is for structures that are trained anew.
+
+    Examples:
+        curlfx plan curlfx:resnet20 --target macs=50% --target params=60%
+
+        curlfx plan torchvision:resnet18 --target latency_ms=60%
+
+        curlfx plan torchvision:resnet18 --width 'layer1.*=75%' --width layer4.0.conv1.weight=256
     """
     from curlfx.cli.widths import parsed_widths
     from curlfx.planning import plan_from_widths
@@ -121,7 +140,7 @@ def plan(
     traced = open_network(model, shape=shape, classes=classes)
     coupling = open_coupling(traced, ignore)
     if ranking is None:
-        print("note: no scores were given, the first channels of every group stay", file=sys.stderr)
+        say("note: no scores were given, the first channels of every group stay")
     if given or ranking is None:
         found = plan_from_widths(traced, coupling, ranking, given)
     else:
@@ -130,6 +149,9 @@ def plan(
         found = _by_target(context, traced, coupling, ranking, targets, round_to, chosen, place)
     found = found.noting(model=model, arguments={} if classes is None else {"num_classes": classes})
     found.save(out)
+    if as_json:
+        print(json.dumps({"file": str(out), **plan_figures(found), "widths": found.widths}, indent=2))
+        return
     show_plan(found)
     rows = [(row["id"], str(row["width"]), str(row["kept"])) for row in group_rows(coupling, found.keep)]
     show_table(("group", "before", "after"), rows)
@@ -175,16 +197,21 @@ def _measured(
     from curlfx.deploy import check_request, measure_latency, plan_for_latency
 
     check_request(traced, coupling, scores, targets, **options)
-    with RichProgress() as progress:
+    with progress_shown() as (progress, _):
         table = measure_latency(traced, coupling, settings, progress=progress)
         error = table.prediction_error(traced, coupling)
         found = plan_for_latency(traced, coupling, scores, targets, table, settings, progress=progress, **options)
-    print(
+    say(
         f"latency table: {error.networks} networks, predicted to {error.median:.1%} (median), {error.worst:.1%} (worst)"
     )
-    print(f"latency: measured {found.measured_ms:.3g} ms, target {found.limit_ms:.3g}, dense {found.dense_ms:.3g}")
+    say(f"latency: measured {found.measured_ms:.3g} ms, target {found.limit_ms:.3g}, dense {found.dense_ms:.3g}")
     found.require("raise the target, lower --floor, or measure when the machine is idle")
     return found.plan
+
+
+def plan_figures(found: SlimPlan) -> dict[str, Any]:
+    """Cost before and after, as JSON."""
+    return {"target": dict(found.target), "before": found.before.as_dict(), "after": found.after.as_dict()}
 
 
 def show_plan(found: SlimPlan) -> None:

@@ -32,6 +32,11 @@ def inspect(
     """Show coupling groups, and what is frozen and why.
 
     With what one channel of each group costs.
+
+    Examples:
+        curlfx inspect torchvision:resnet18
+
+        curlfx inspect net.py:network --shape 3,64,64 --drawing net.svg
     """
     from curlfx.report.drawing import draw
     from curlfx.report.inspection import inspection
@@ -67,6 +72,11 @@ def explain(
 
     Two: the shortest chain of operations between them, with the lines of the source. One: the groups of its channels,
     what one channel costs, and why channels stay.
+
+    Examples:
+        curlfx explain torchvision:resnet18 layer1.0.conv1
+
+        curlfx explain torchvision:resnet18 layer1.0.conv2 layer1.1.conv2
     """
     from curlfx.cost import CostModel
     from curlfx.coupling import explain as explain_site

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import sys
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from curlfx.cli.decide import show_plan
+from curlfx.cli.decide import plan_figures, show_plan
+from curlfx.cli.job import AsJson
 from curlfx.cli.network import Classes, Frozen, Model, Shape, Weights, is_saved, open_coupling, open_network
 from curlfx.cli.tables import show_table
+from curlfx.cli.voice import say
 from curlfx.report.text import count
 
 if TYPE_CHECKING:
@@ -32,10 +35,16 @@ def slim(
     absorb_bias: Annotated[
         Literal["none", "exact", "mean"], typer.Option(help="biases take over what removed channels would still emit")
     ] = "none",
+    as_json: AsJson = False,
 ) -> None:
     """Carry out a plan and write the weights that stay.
 
     A folder gets the plan and the graph as well.
+
+    Examples:
+        curlfx slim curlfx:resnet20 plan.json --weights dense.safetensors
+
+        curlfx slim curlfx:resnet20 plan.json --weights dense.safetensors --out net
     """
     from curlfx.planning import SlimPlan
     from curlfx.run.job import save_tensors
@@ -49,6 +58,9 @@ def slim(
         save_tensors(network.module, out, plan=plan.name)
     else:
         save(network, out, plan=found, model=None if is_saved(model) else model, num_classes=classes)
+    if as_json:
+        print(json.dumps({"file": str(out), **plan_figures(found)}, indent=2))
+        return
     show_plan(found)
     print(out)
 
@@ -70,11 +82,19 @@ def export(
     shape: Shape = None,
     classes: Classes = None,
     ignore: Frozen = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a network, or what a plan leaves of it, as ONNX.
 
     What --precision fp16 or --onnxslim changed is compared with the network before the file is kept; exit 1 where they
     differ.
+
+    Examples:
+        curlfx export torchvision:resnet18 --weights dense.safetensors
+
+        curlfx export curlfx:resnet20 --plan plan.json --slim-weights slim.safetensors --out slim.onnx
+
+        curlfx export runs/resnet18-1 --precision fp16 --out half.onnx
     """
     from curlfx.deploy import export_onnx, prepare
     from curlfx.deploy.simplify import check_simplifier
@@ -99,6 +119,9 @@ def export(
         precision=precision,
         simplify=onnxslim,
     )
+    if as_json:
+        print(json.dumps({**asdict(file), "path": str(out)}, indent=2))
+        return
     rows = [(kind, str(number)) for kind, number in file.operators.items()]
     show_table(("operator", "number"), rows)
     print(f"{out}: {count(file.size_bytes)}B, opset {file.opset}")
@@ -116,4 +139,4 @@ def slim_network(
 def mention_random_weights(model: str, weights: str | None) -> None:
     """Say so when nothing gave the network weights."""
     if weights is None and not is_saved(model):
-        print("note: no weights were given, these are random ones", file=sys.stderr)
+        say("note: no weights were given, these are random ones")

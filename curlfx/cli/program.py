@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from curlfx.cli.voice import LEVEL
 from curlfx.errors import CurlfxError, InvariantError
 
 INTERRUPTED = 130
@@ -24,12 +25,11 @@ class Program(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command. Raises: typer.Exit with the status; the error itself under ``--debug``."""
-        debug = bool(ctx.params.get("debug"))
         try:
             with _terminable():
                 return super().invoke(ctx)
         except CurlfxError as error:
-            if debug:
+            if LEVEL.get() == "debug":
                 raise
             print(f"error: {error}", file=sys.stderr)
             if isinstance(error, InvariantError):

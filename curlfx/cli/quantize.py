@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from curlfx.cli.job import AsJson
 from curlfx.cli.network import Seed
 from curlfx.cli.tables import show_table
+from curlfx.cli.voice import progress_shown
 from curlfx.errors import DataError, ModelError, UsageError
-from curlfx.progress import RichProgress
 from curlfx.report.text import count
 
 if TYPE_CHECKING:
@@ -31,10 +34,14 @@ def quantize(
         bool, typer.Option("--reduce-range", help="Weights in 7 bits, for CPUs without VNNI.")
     ] = False,
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Write an ONNX network in 8-bit whole numbers and report how far it agrees with the float one.
 
     Weights have a scale per channel, activations the range that the images give them.
+
+    Example:
+        curlfx quantize slim.onnx --data imagefolder:DIR --images 512
     """
     from curlfx.deploy import check_onnx
     from curlfx.deploy import quantize as write_quantised
@@ -57,8 +64,11 @@ def quantize(
             raise DataError(f"quantize {model}: takes batches of {batch}, the data gives {found}; want more images")
         joined = source.proxy(found - found % batch, seed)
         batches = joined.split(batch)
-    with RichProgress() as progress:
+    with progress_shown() as (progress, _):
         report = write_quantised(model, batches, target, reduce_range=reduce_range, progress=progress)
+    if as_json:
+        print(json.dumps({**asdict(report), "path": str(target)}, indent=2, default=str))
+        return
     agreement = "" if report.top1_agreement is None else f"{report.top1_agreement:.1%}"
     size = f"{count(report.float_bytes)}B", f"{count(report.size_bytes)}B"
     rows = [(str(report.images), agreement, f"{report.relative_error:.2e}", *size)]

@@ -7,43 +7,46 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from curlfx.cli.job import JOB_HELP, progress_line, show_summary, split_arguments
+from curlfx.cli.job import AsJson, Preset, Settings, finish, show_result, split_arguments
 from curlfx.cli.tables import show_table
 from curlfx.errors import UsageError
 from curlfx.files import read_json
-from curlfx.progress import RichProgress
 
 if TYPE_CHECKING:
     from curlfx.run.config import RunConfig
 
 
 def search(
-    job: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [key=value ...]", help=JOB_HELP)] = None,
+    job: Settings = None,
+    preset: Preset = None,
     controls: Annotated[
         bool, typer.Option("--controls", help="recover uniform widths and the best random network as well")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Do the whole job with widths that are searched for.
 
     A supernet is trained stage by stage, and an evolution finds the best widths under the target. The settings are
     those of run; those of the search begin with search, like search.generations=10 or search.train.epochs=5.
+
+    Examples:
+        curlfx search --preset fast
+
+        curlfx search model=curlfx:resnet20 weights=FILE data=cifar10:DIR target.macs=50% --controls
     """
     from curlfx.run.settings import load_config
 
-    file, overrides = split_arguments(job or [])
+    file, overrides = split_arguments(job or [], preset)
     resumes = any(override.startswith("resume=") for override in overrides)
     own = [] if resumes else ["search.enabled=true", *(["search.controls=true"] if controls else [])]
     config = load_config(file, [*own, *overrides])
     _check(config, controls=controls)
-    from curlfx.run.runner import run
     from curlfx.run.search import SEARCH
 
-    with RichProgress() as progress:
-        result = run(config, progress=progress, say=lambda line: progress_line(progress, line))
-    if not result.leads:
-        return
-    show_summary(result.directory, result.summary)
-    show_search(result.directory / SEARCH, result.summary)
+    result = finish(config)
+    show_result(result, as_json=as_json)
+    if result.leads and not as_json:
+        show_search(result.directory / SEARCH, result.summary)
 
 
 def _check(config: RunConfig, *, controls: bool) -> None:

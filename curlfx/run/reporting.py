@@ -129,7 +129,7 @@ def _search(directory: RunDirectory) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     with reading(path):
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = read_json(path)
     return record
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from curlfx.errors import ConfigError, VerificationError
 from curlfx.progress import Progress
@@ -22,6 +19,7 @@ from curlfx.run.job import Job, Say
 from curlfx.run.reporting import read_summary
 from curlfx.run.settings import make_config
 from curlfx.run.subject import examine, load_subject
+from curlfx.run.threads import threads
 from curlfx.run.together import Opened, do_stage, open_together
 
 Stage = Callable[[Job], dict[str, Any]]
@@ -92,13 +90,13 @@ def run(
         progress, say = (progress, say) if group.leads else (None, lambda _: None)
         if config.resume is not None:
             return _resumed(config, group, progress, say)
-        with _threads(config.threads):
+        with threads(config.threads):
             subject = load_subject(config)
 
             def create() -> Opened:
                 examine(config, subject)
                 settings = config.resolved()
-                return RunDirectory.create(config.out, config.name or _name(config), settings), settings
+                return RunDirectory.create(config.out, config.directory_name, settings), settings
 
             with open_together(group, create) as (directory, _, path):
                 return _finish(Job.start(config, subject, directory, progress, say), group, path)
@@ -113,7 +111,7 @@ def _resumed(request: RunConfig, group: Processes, progress: Progress | None, sa
         config = make_config(settings)
         if directory.done.keys() >= STAGES.keys():
             return _result(group, path)
-        with _threads(config.threads):
+        with threads(config.threads):
             return _finish(Job.start(config, load_subject(config), directory, progress, say), group, path)
 
 
@@ -150,19 +148,3 @@ def _what(job: Job) -> str:
     images = f"{data.size('train')} training and {data.size('test')} test images of {data.name}"
     target = ", ".join(f"{key} {amount}" for key, amount in config.target.as_mapping().items())
     return f"{config.model}, {images}, target {target}, importance {config.importance}, seed {config.seed}"
-
-
-def _name(config: RunConfig) -> str:
-    """The model's own name, as far as a folder can be called that."""
-    last = config.model.rpartition(":")[2]
-    return "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in last)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if count is None else count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

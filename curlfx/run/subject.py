@@ -73,10 +73,11 @@ def load_subject(config: RunConfig) -> Subject:
     return Subject(model, data, torch.cat([example] * EXAMPLES)[:EXAMPLES], device)
 
 
-def examine(config: RunConfig, subject: Subject) -> None:
+def examine(config: RunConfig, subject: Subject) -> tuple[TracedModel, Coupling]:
     """Trace, couple and plan with random scores, so that a job that cannot end well is refused before any training.
 
     Whether a latency can be reached only a measurement tells, later.
+    Returns: What it traced and coupled; of a dense network that is trained yet, with its first weights.
     Raises: TraceError; KeepError for names in ``ignored_layers`` that match nothing; UsageError for such names in
         ``recovery.overparam.layers``; TargetError for a target out of range for this network; BudgetError for one that
         it cannot reach whatever the scores.
@@ -102,6 +103,7 @@ def examine(config: RunConfig, subject: Subject) -> None:
             f"bench.batch_size = {config.bench.batch_size}: the exported files take batches of {batch} only; want "
             f"bench.batch_size={batch}, or export.dynamic_batch=true where the network can"
         )
+    return traced, coupling
 
 
 def make_plan(
