@@ -35,10 +35,7 @@ def load_model(spec: str, num_classes: int | None = None, weights: str | Path | 
 
     Raises: ModelError when ``spec`` names nothing or its factory fails; WeightsError from `load_weights`.
     """
-    kind, separator, name = spec.partition(":")
-    if not separator or not name:
-        known = ", ".join(f"{prefix}:NAME" for prefix in BUILDERS)
-        raise ModelError(f"model {spec!r}: want {known}, file.py:factory or package.module:factory{_near(spec)}")
+    kind, name = _parts(spec)
     build = BUILDERS.get(kind)
     published = weights == PUBLISHED
     if build is not None:
@@ -58,18 +55,29 @@ def input_shape(spec: str) -> tuple[int, int, int] | None:
     Source: the published evaluation crop of torchvision, the configuration of timm, an attribute ``input_shape`` of a
     factory. Raises: ModelError when ``spec`` names nothing.
     """
-    kind, _, name = spec.partition(":")
+    kind, name = _parts(spec)
     if kind == "curlfx":
         return INPUT_SHAPES.get(spec, (3, 32, 32))
     if kind == "torchvision":
         return _torchvision_shape(name)
     size: object = (
-        _timm_shape(name) if kind == "timm" else getattr(load_attribute(spec, ModelError), "input_shape", None)
+        _timm_shape(name)
+        if kind == "timm"
+        else getattr(load_attribute(spec, ModelError, BUILDERS), "input_shape", None)
     )
     if not isinstance(size, tuple | list) or len(size) != 3:
         return None
     channels, height, width = size
     return int(channels), int(height), int(width)
+
+
+def _parts(spec: str) -> tuple[str, str]:
+    """What stands before and behind the colon of a specification. Raises: ModelError where one is missing."""
+    kind, separator, name = spec.partition(":")
+    if not separator or not name:
+        known = ", ".join(f"{prefix}:NAME" for prefix in BUILDERS)
+        raise ModelError(f"model {spec!r}: want {known}, file.py:factory or package.module:factory{_near(spec)}")
+    return kind, name
 
 
 def _timm_shape(name: str) -> object:
