@@ -26,7 +26,7 @@ LARGE_SHAPE = (3, 224, 224)
 CROP_SHARE = 224 / 256
 """Evaluation takes this share of the shorter side, from the middle. Source: the ImageNet protocol of torchvision."""
 MODES = {1: "L", 3: "RGB"}
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded, whatever a file is called: a file in PostScript would be handed to another program."""
 
 
