@@ -22,7 +22,7 @@ from curlfx.cli.voice import LEVEL
 
 HELP = """Make a trained convolutional network physically narrower, verify it, and measure what it won.
 
-Examples:
+For example:
 
     curlfx run --preset fast
 

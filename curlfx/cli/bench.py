@@ -32,7 +32,8 @@ def bench(
 ) -> None:
     """Time ONNX files side by side on onnxruntime.
 
-    Examples:
+    For example:
+
         curlfx bench dense.onnx slim.onnx --threads 2
 
         curlfx bench runs/resnet18-1 --profile

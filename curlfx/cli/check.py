@@ -38,7 +38,8 @@ def verify(
     The slim network must equal the gated one, and an ONNX file or a saved graph the network it was made from. In a run
     directory every file must first of all be the one that the run wrote, and the verification on record have passed.
 
-    Examples:
+    For example:
+
         curlfx verify runs/resnet18-1
 
         curlfx verify curlfx:resnet20 plan.json --weights dense.safetensors --onnx slim.onnx

@@ -48,7 +48,8 @@ def score(
 
     A higher score stays.
 
-    Examples:
+    For example:
+
         curlfx score curlfx:resnet20 --importance magnitude --weights dense.safetensors
 
         curlfx score curlfx:resnet20 --data cifar10:DIR --weights dense.safetensors
@@ -118,7 +119,8 @@ def plan(
     minutes once on a machine, and plans are measured until one meets the target. With --widths or --width every group
     gets the width that is given; without scores its first channels stay, which is for structures that are trained anew.
 
-    Examples:
+    For example:
+
         curlfx plan curlfx:resnet20 --target macs=50% --target params=60%
 
         curlfx plan torchvision:resnet18 --target latency_ms=60%

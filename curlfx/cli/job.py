@@ -36,7 +36,8 @@ def run(job: Settings = None, preset: Preset = None, explain: Explained = False,
     Train or load, score, plan, slim, verify, recover, export, measure. Without arguments: scikit-learn's digits, a
     small residual network, half of the MACs.
 
-    Examples:
+    For example:
+
         curlfx run --preset fast
 
         curlfx run model=torchvision:resnet18 weights=FILE data=imagefolder:DIR target.macs=50%
@@ -80,7 +81,8 @@ def report(
 ) -> None:
     """Show a finished run and draw its report.html again.
 
-    Example:
+    For example:
+
         curlfx report runs/resnet18-1
     """
     from curlfx.run.directory import RunDirectory

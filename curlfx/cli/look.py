@@ -33,7 +33,8 @@ def inspect(
 
     With what one channel of each group costs.
 
-    Examples:
+    For example:
+
         curlfx inspect torchvision:resnet18
 
         curlfx inspect net.py:network --shape 3,64,64 --drawing net.svg
@@ -73,7 +74,8 @@ def explain(
     Two: the shortest chain of operations between them, with the lines of the source. One: the groups of its channels,
     what one channel costs, and why channels stay.
 
-    Examples:
+    For example:
+
         curlfx explain torchvision:resnet18 layer1.0.conv1
 
         curlfx explain torchvision:resnet18 layer1.0.conv2 layer1.1.conv2

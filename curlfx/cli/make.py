@@ -41,7 +41,8 @@ def slim(
 
     A folder gets the plan and the graph as well.
 
-    Examples:
+    For example:
+
         curlfx slim curlfx:resnet20 plan.json --weights dense.safetensors
 
         curlfx slim curlfx:resnet20 plan.json --weights dense.safetensors --out net
@@ -89,7 +90,8 @@ def export(
     What --precision fp16 or --onnxslim changed is compared with the network before the file is kept; exit 1 where they
     differ.
 
-    Examples:
+    For example:
+
         curlfx export torchvision:resnet18 --weights dense.safetensors
 
         curlfx export curlfx:resnet20 --plan plan.json --slim-weights slim.safetensors --out slim.onnx

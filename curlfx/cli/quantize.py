@@ -40,7 +40,8 @@ def quantize(
 
     Weights have a scale per channel, activations the range that the images give them.
 
-    Example:
+    For example:
+
         curlfx quantize slim.onnx --data imagefolder:DIR --images 512
     """
     from curlfx.deploy import check_onnx

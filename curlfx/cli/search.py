@@ -29,7 +29,8 @@ def search(
     A supernet is trained stage by stage, and an evolution finds the best widths under the target. The settings are
     those of run; those of the search begin with search, like search.generations=10 or search.train.epochs=5.
 
-    Examples:
+    For example:
+
         curlfx search --preset fast
 
         curlfx search model=curlfx:resnet20 weights=FILE data=cifar10:DIR target.macs=50% --controls

@@ -22,7 +22,8 @@ def train(job: Settings = None, preset: Preset = None, explain: Explained = Fals
     is said: channels go after every gradual.interval epochs up to gradual.last, until the target is reached, from
     scratch or from weights. Without arguments: scikit-learn's digits, a small residual network, half of the MACs.
 
-    Examples:
+    For example:
+
         curlfx train gradual.interval=2 train.epochs=30
 
         curlfx train model=curlfx:resnet20 data=cifar10:DIR gradual.physical=true

@@ -144,7 +144,7 @@ def _scoring(config: RunConfig, channels: int, images: int, pace: Pace) -> Step:
     if config.gradual.interval != 0:
         return Step("score", f"{config.importance}, within the training")
     passes = channels if config.importance == "kl-exact" else min(PASSES.get(config.importance, 0), max(channels, 12))
-    seen = f" on {images} training images" if passes else ""
+    seen = f" on {images} training images, at most {passes} passes" if passes else ""
     times = f", {config.iterative_steps} times" if config.iterative_steps > 1 else ""
     seconds = passes * images * pace.forward * config.iterative_steps
     return Step("score", f"{config.importance}, {channels} channels{seen}{times}", seconds)
