@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from curlfx.cli.voice import LEVEL
-from curlfx.errors import CurlfxError, InvariantError
+from curlfx.errors import CurlfxError, InvariantError, did_you_mean
 
 INTERRUPTED = 130
 
@@ -39,6 +39,18 @@ class Program(TyperGroup):
             notes = getattr(interruption, "__notes__", [])
             print("\n".join(["interrupted", *notes]), file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from interruption
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the arguments name. Raises: typer.BadParameter (exit 2) with the nearest one there is."""
+        if (
+            args
+            and not ctx.resilient_parsing
+            and not args[0].startswith("-")
+            and self.get_command(ctx, args[0]) is None
+        ):
+            hint = did_you_mean(args[0], self.list_commands(ctx))
+            raise typer.BadParameter(f"no command {args[0]!r}{hint}", ctx=ctx)
+        return super().resolve_command(ctx, args)
 
 
 @contextmanager

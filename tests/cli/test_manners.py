@@ -30,7 +30,7 @@ def test_every_help_has_an_example(program: Program, command: tuple[str, ...]) -
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["inspct"], "inspect"),
+        (["inspct"], "no command 'inspct'; did you mean 'inspect'?"),
         (["run", "model=resnet5O"], "torchvision:resnet50?"),
         (["run", "model=torchvison:resnet50"], "did you mean 'torchvision'?"),
         (["run", "model=torchvision:resnet5O"], "did you mean 'resnet50'"),
