@@ -83,7 +83,6 @@ def test_run_refuses(program: Program, arguments: list[str], texts: list[str]) -
         (["gradual.last=99"], ["gradual.last = 99", "train.epochs = 8"]),
         (["gradual.amount=-3"], ["gradual.amount = -3", "a whole number of channels"]),
         (["train.epochs=0"], ["gradual", "train.epochs=0"]),
-        (["target.latency_ms=3"], ["gradual", "target.latency_ms"]),
         (["gradual.phisical=true"], ["did you mean 'gradual.physical'?"]),
     ],
 )

@@ -6,5 +6,6 @@ Source: keys follow the field: Torch-Pruning's argument names, Ultralytics' over
 from curlfx.run.config.job import PUBLISHED, RunConfig
 from curlfx.run.config.outcome import BenchConfig, ExportConfig
 from curlfx.run.config.recovery import RecoveryConfig
+from curlfx.run.config.target import TargetConfig
 
-__all__ = ["PUBLISHED", "BenchConfig", "ExportConfig", "RecoveryConfig", "RunConfig"]
+__all__ = ["PUBLISHED", "BenchConfig", "ExportConfig", "RecoveryConfig", "RunConfig", "TargetConfig"]
