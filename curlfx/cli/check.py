@@ -52,11 +52,11 @@ def verify(
                 f"verify {subject}: no such folder; want a run directory or a saved network, or MODEL PLAN"
             )
         record = check_record(Path(subject))
-        if record is not None and not as_json:
-            show_record(record)
         if record is not None and not record.good:
             if as_json:
                 print_json(record, None)
+            else:
+                show_record(record)
             record.require()
         found = recheck(Path(subject))
     else:
@@ -67,6 +67,8 @@ def verify(
         print_json(record, found)
     else:
         show_checks(found)
+        if record is not None:
+            show_record(record)
     found.require()
 
 
