@@ -107,7 +107,7 @@ def backward(loss: Tensor, group: Processes) -> None:
     Raises: ModelError where this torch has no such entrance.
     """
     if group.count == 1:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return
     try:
         from torch.autograd.graph import _engine_run_backward
