@@ -7,10 +7,9 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
 from curlfx.run.config import RunConfig
 from curlfx.run.settings import make_config
+from curlfx.run.yaml_text import YamlError, parse_yaml
 
 ELSEWHERE = ("out", "resume")
 """Settings that say where a run is, not what it does."""
@@ -20,11 +19,19 @@ def command(settings: Mapping[str, Any]) -> str:
     """``curlfx run key=value …`` for the settings of a run directory. Raises: ConfigError."""
     config = make_config(settings)
     given = config.model_dump(mode="json", exclude=set(ELSEWHERE))
-    recipe = {"recovery": {"recipe": given["recovery"]["recipe"]}}  # other keys of the section default to the recipe's
-    defaults = make_config(recipe).model_dump(mode="json", exclude=set(ELSEWHERE))
-    defaults["recovery"]["recipe"] = RunConfig().model_dump(mode="json")["recovery"]["recipe"]
-    changes = [f"{key}={_text(value)}" for key, value in _changes(given, defaults)]
+    changes = [f"{key}={_text(value)}" for key, value in _changes(given, _defaults(given))]
     return shlex.join(["curlfx", "run", *changes])
+
+
+def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What keys are that nobody names: other ones stand below the preset, and below the recipe of the recovery."""
+    plain = RunConfig().model_dump(mode="json")
+    named: dict[str, Any] = {"preset": given["preset"]}
+    if given["recovery"]["recipe"] != plain["recovery"]["recipe"]:
+        named["recovery"] = {"recipe": given["recovery"]["recipe"]}
+    defaults = make_config(named).model_dump(mode="json")
+    defaults["preset"], defaults["recovery"]["recipe"] = plain["preset"], plain["recovery"]["recipe"]
+    return defaults
 
 
 def _changes(given: Mapping[str, Any], defaults: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -44,8 +51,8 @@ def _text(value: object) -> str:
     """How ``value`` is written behind an equals sign: as YAML reads it, plain where that is the same text."""
     if isinstance(value, str):
         try:
-            plain = yaml.safe_load(value)
-        except yaml.YAMLError:
+            plain = parse_yaml(value)
+        except YamlError:
             plain = None
         if plain == value or (isinstance(plain, dict) and not value.lstrip().startswith("{")):
             return value

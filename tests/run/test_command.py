@@ -26,6 +26,11 @@ from curlfx.run.settings import load_config, make_config
         {"search": {"enabled": True, "cuts": [], "train": {"epochs": 1}, "controls": True}},
         {"model": "a: b", "data": "null", "importance": "1e3", "bench": {"max_seconds": None}},
         {"name": "mine", "out": "somewhere"},
+        {"name": "2026-13-45"},
+        {"preset": "fast", "train": {"epochs": 8}, "importance": "kl"},
+        {"preset": "thorough", "recovery": {"epochs": 8}},
+        {"preset": "thorough", "recovery": {"recipe": "distillation"}},
+        {"preset": "fast", "recovery": {"recipe": "curl", "epochs": 8}},
     ],
 )
 def test_the_same_settings_come_out(settings: dict[str, Any]) -> None:
@@ -39,3 +44,5 @@ def test_only_what_is_not_the_default_is_said() -> None:
     assert command(make_config({}).resolved()) == "curlfx run"
     changed = make_config({"seed": 1, "target": {"macs": "30%"}, "train": {"epochs": 2}, "out": Path("x")})
     assert command(changed.resolved()) == "curlfx run seed=1 target.macs=30% train.epochs=2"
+    preset = make_config({"preset": "fast", "train": {"epochs": 8}})
+    assert command(preset.resolved()) == "curlfx run preset=fast train.epochs=8"
