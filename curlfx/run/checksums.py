@@ -16,7 +16,7 @@ from curlfx.run.directory import LOCK, LOG, PAGE, STATE, SUMMARY
 UNRECORDED = (LOCK, LOG, PAGE, STATE, SUMMARY)
 """Files without a checksum: the summary itself, what is written after it, and what is drawn from it."""
 NO_PLAIN_FILE = "no plain file"
-"""Stands for the checksum of a link or a device, which is never opened."""
+"""Stands for the checksum of a link or a device, which is never opened and never as it was."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,11 @@ def compare(folder: Path, recorded: Mapping[str, str]) -> FileReport:
     Raises: OutputError for a file that cannot be read.
     """
     found = checksums(folder)
-    changed = tuple(name for name in recorded if name in found and found[name] != recorded[name])
+    there = [name for name in recorded if name in found]
+    changed = tuple(name for name in there if found[name] != recorded[name] or found[name] == NO_PLAIN_FILE)
     return FileReport(
         folder=folder,
-        same=sum(found.get(name) == digest for name, digest in recorded.items()),
+        same=len(there) - len(changed),
         missing=tuple(name for name in recorded if name not in found),
         changed=changed,
         extra=tuple(name for name in found if name not in recorded),

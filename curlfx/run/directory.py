@@ -102,13 +102,15 @@ class RunDirectory:
     def reopen(cls, path: Path) -> tuple[RunDirectory, dict[str, Any]]:
         """Lock the folder of an earlier run; return it with its stage record, and its configuration.
 
-        Raises: OutputError when it is no run directory, its record cannot be read, or another process runs in it.
+        Raises: OutputError when it is no run directory, its record cannot be read, another process runs in it, or a
+            link stands where this one would write.
         """
         state, config = path / STATE, path / CONFIG
         if not (state.is_file() and config.is_file()):
             raise OutputError(f"resume={path}: want a run directory (with {CONFIG} and {STATE}); found none there")
         directory = cls(path)
         try:
+            directory._require_no_links()
             directory._acquire()
         except OSError as error:
             raise unwritable(path, error) from error
@@ -161,6 +163,13 @@ class RunDirectory:
             raise OutputError(f"{self.path}: another run is working here; wait for it to end") from error
         self._lock = lock
         self.checkpoints.mkdir(exist_ok=True)
+
+    def _require_no_links(self) -> None:
+        """Refuse links in place of what is written to as it stands: it would go to wherever they lead."""
+        places = (self.path / LOCK, self.path / LOG, self.checkpoints, *self.checkpoints.glob("*"))
+        link = next((place for place in places if place.is_symlink()), None)
+        if link is not None:
+            raise OutputError(f"{link}: a link, which is not followed; put what it leads to in its place")
 
     def _require_new(self) -> None:
         """Refuse a folder in which another process made a run since it was found empty."""
@@ -243,9 +252,13 @@ def _unreadable(path: Path, fault: object) -> OutputError:
 
 def planned_path(out: Path | None, name: str) -> Path:
     """The folder that `RunDirectory.create` would make; nothing is made. Raises: OutputError for one that is in use."""
-    if out is None:
-        return Path("runs") / f"{name}-{_free_number(Path('runs'), name)}"
-    _require_free(out)
+    parent = Path("runs")
+    try:
+        if out is None:
+            return parent / f"{name}-{_free_number(parent, name)}"
+        _require_free(out)
+    except OSError as error:
+        raise unwritable(out or parent, error) from error
     return out
 
 

@@ -80,6 +80,11 @@ def test_no_link_is_followed_and_no_pipe_opened(copied: Path, tmp_path: Path) ->
     assert (record.files.changed, record.files.extra) == (("plan.json",), ("folder", "pipe"))
 
 
+def test_a_link_on_record_is_no_reason_to_follow_it(tmp_path: Path) -> None:
+    (tmp_path / "slim.onnx").symlink_to(tmp_path / "elsewhere")
+    assert compare(tmp_path, {"slim.onnx": NO_PLAIN_FILE}).changed == ("slim.onnx",)
+
+
 def test_names_on_record_that_lead_out_of_the_folder_are_not_opened(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "secret").write_text("secret")

@@ -12,7 +12,7 @@ import pytest
 
 from curlfx.errors import OutputError
 from curlfx.files import written
-from curlfx.run.directory import FORMAT, RunDirectory, write_json, write_text
+from curlfx.run.directory import FORMAT, RunDirectory, planned_path, write_json, write_text
 
 
 def listing(folder: Path) -> list[str]:
@@ -237,3 +237,26 @@ def test_a_record_that_is_meant_to_overwhelm(tmp_path: Path, text: str, fault: s
     (tmp_path / "run" / "state.json").write_text(text)
     with pytest.raises(OutputError, match=rf"state\.json: cannot read its record \(.*{fault}"):
         RunDirectory.reopen(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", [".lock", "log.txt", "checkpoints", "checkpoints/dense.safetensors"])
+def test_a_link_where_a_run_would_write_is_refused(tmp_path: Path, name: str) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    RunDirectory.create(run, "digits", {}).close()
+    elsewhere.write_text("mine")
+    if name == "checkpoints":
+        (run / name).rmdir()
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(elsewhere)
+    with pytest.raises(OutputError, match=rf"{name}: a link, which is not followed"):
+        RunDirectory.reopen(run)
+    assert elsewhere.read_text() == "mine"
+
+
+def test_a_planned_folder_that_cannot_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    with pytest.raises(OutputError, match=r"cannot write .*: Permission denied; name another folder$"):
+        planned_path(tmp_path, "digits")
