@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from curlfx.errors import OutputError
+from curlfx.errors import OutputError, first_line
 from curlfx.files import read_json
 from curlfx.importance import Scores
 from curlfx.planning import SlimPlan
@@ -26,12 +27,15 @@ from curlfx.run.job import Job, reading
 from curlfx.run.search import SEARCH
 from curlfx.run.verify import Check, VerifyReport
 
+FAULTS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, jinja2.TemplateError)
+"""What drawing the page comes to where a record of a stage holds other values than a run writes."""
+
 
 def report(job: Job) -> dict[str, Any]:
     """Write the summary and the page; the result is what the page shows beside the results of the other stages."""
     found = exhibits(job, _layers(job.directory))
     write_json(job.file(SUMMARY), _summary(job).as_dict())
-    write_page(job.directory, found)
+    _draw(job.directory, found)
     return found
 
 
@@ -65,14 +69,28 @@ def _fault(summary: Any) -> str | None:
     return f"key 'recovery.{missing[0]}' is missing" if missing else None
 
 
-def write_page(directory: RunDirectory, found: Mapping[str, Any] | None = None) -> None:
-    """Draw ``report.html`` from the files of a finished run, and what `report` found. Raises: OutputError."""
-    summary = read_summary(directory.path)
+def write_page(directory: RunDirectory) -> None:
+    """Draw ``report.html`` again from the files of a finished run.
+
+    Raises: OutputError where one is missing, or holds what a run does not write.
+    """
     missing = next((stage for stage in STAGES if stage not in (*directory.done, "report")), None)
     if missing is not None:
         raise OutputError(
             f"{directory.path / STATE}: stage '{missing}' is not done; go on with curlfx run resume={directory.path}"
         )
+    try:
+        _draw(directory, directory.done.get("report", {}))
+    except FAULTS as error:
+        raise OutputError(
+            f"{directory.path}: its records cannot be shown ({type(error).__name__}: {first_line(error)}); restore "
+            f"{STATE} and the files beside it, or start a new run"
+        ) from error
+
+
+def _draw(directory: RunDirectory, found: Mapping[str, Any]) -> None:
+    """Write the page from the files of the other stages, and what `report` found. Raises: OutputError."""
+    summary = read_summary(directory.path)
     config = (directory.path / CONFIG).read_text(encoding="utf-8")
     slim, bench, verify = (directory.done[stage] for stage in ("slim", "bench", "verify"))
     changed = slim["statistics_change"]
@@ -99,7 +117,7 @@ def write_page(directory: RunDirectory, found: Mapping[str, Any] | None = None) 
         command=command(yaml.safe_load(config)),
         search=_search(directory),
         **_scores(directory),
-        **(directory.done.get("report", {}) if found is None else found),
+        **found,
     )
     write_text(directory.path / PAGE, render(content))
 

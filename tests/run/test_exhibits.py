@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from curlfx.errors import OutputError
 from curlfx.run.directory import RunDirectory
 from curlfx.run.exhibits import epochs
 from curlfx.run.reporting import write_page
@@ -55,3 +59,23 @@ def test_a_checkpoint_that_is_gone_or_damaged_is_no_obstacle(finished: RunResult
     shutil.copy(finished.directory / "checkpoints" / "recover.pt", tmp_path / "control-uniform.pt")
     (tmp_path / "recover.pt").write_bytes(b"nothing")
     assert [one["stage"] for one in epochs(tmp_path)] == ["control uniform, recover"] * 2
+
+
+@pytest.mark.parametrize(
+    ("stage", "result"),
+    [
+        ("slim", {}),
+        ("bench", {"timings": 3}),
+        ("report", {"surprise": 1}),
+        ("report", {"outline": {"rows": [{}], "lanes": []}}),
+        ("report", {"widths": [{"layer": "a", "before": "x", "after": None}]}),
+    ],
+)
+def test_a_record_that_no_run_writes(finished: RunResult, tmp_path: Path, stage: str, result: dict[str, Any]) -> None:
+    copy = Path(shutil.copytree(finished.directory, tmp_path / "run"))
+    state = json.loads((copy / "state.json").read_text())
+    state["done"][stage] = {**state["done"][stage], **result} if result else {}
+    (copy / "state.json").write_text(json.dumps(state))
+    opened, _ = RunDirectory.reopen(copy)
+    with opened, pytest.raises(OutputError, match=r"run: its records cannot be shown \(\w+: .*restore state\.json"):
+        write_page(opened)
