@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from curlfx.cli.job import AsJson
-from curlfx.cli.network import Classes, Frozen, Shape, Weights, open_coupling, open_network
+from curlfx.cli.network import MOST_SEED, Classes, Frozen, Shape, Weights, open_coupling, open_network
 from curlfx.cli.tables import show_table
 from curlfx.cli.voice import say
 from curlfx.errors import UsageError
@@ -30,7 +30,7 @@ def verify(
     shape: Shape = None,
     classes: Classes = None,
     ignore: Frozen = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the random images that a network is compared on")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of the random images that are compared on")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Check gated == slim == onnx; exit 1 where it fails.

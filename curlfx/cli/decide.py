@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from curlfx.cli.job import AsJson
-from curlfx.cli.network import Classes, Frozen, Model, Seed, Shape, Weights, open_coupling, open_network
+from curlfx.cli.network import MOST_DIGITS, Classes, Frozen, Model, Seed, Shape, Weights, open_coupling, open_network
 from curlfx.cli.tables import show_table
 from curlfx.cli.voice import progress_shown, say
 from curlfx.errors import PlanError, TargetError, UsageError
@@ -254,6 +254,6 @@ def _chosen(context: typer.Context, name: str) -> bool:
 
 
 def _whole(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or len(text) > MOST_DIGITS or int(text) < 1:
         raise TargetError(f"--round-to {text}: want 'auto' or a whole number of at least 1")
     return int(text)

@@ -25,9 +25,12 @@ Weights = Annotated[str | None, typer.Option(help="a .safetensors or weights-onl
 Shape = Annotated[str | None, typer.Option(metavar="C,H,W", help="shape of one image, like 3,224,224")]
 Classes = Annotated[int | None, typer.Option(min=1, help="size of the head, for networks that can be built so")]
 Frozen = Annotated[list[str] | None, typer.Option(metavar="NAME", help="module or parameter to leave alone, * allowed")]
-Seed = Annotated[int, typer.Option(min=0, help="of every random choice")]
+MOST_SEED = 2**31 - 1
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of every random choice")]
 
 EXAMPLE_BATCH = 2
+MOST_DIGITS = 9
+"""Of a size; more overflow what counts them."""
 
 
 def open_network(
@@ -54,7 +57,10 @@ def open_network(
     size = _parsed(shape) if shape is not None else input_shape(model)
     if size is None:
         raise ModelError(f"model {model}: the shape of its images is not on record; give --shape C,H,W")
-    example = torch.randn(EXAMPLE_BATCH, *size, generator=torch.Generator().manual_seed(0))
+    try:
+        example = torch.randn(EXAMPLE_BATCH, *size, generator=torch.Generator().manual_seed(0))
+    except RuntimeError as cause:  # no memory, or a number of values that overflows
+        raise UsageError(f"--shape {','.join(map(str, size))}: no memory holds {EXAMPLE_BATCH} such images") from cause
     return trace(network, example, forward=forward_for(network))
 
 
@@ -82,6 +88,6 @@ def open_coupling(traced: TracedModel, frozen: list[str] | None) -> Coupling:
 
 def _parsed(shape: str) -> tuple[int, ...]:
     parts = [part.strip() for part in shape.split(",")]
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(part.isdecimal() and len(part) <= MOST_DIGITS and int(part) > 0 for part in parts):
         raise UsageError(f"--shape {shape}: want three whole numbers C,H,W, like 3,224,224")
     return tuple(int(part) for part in parts)

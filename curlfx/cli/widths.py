@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from curlfx.cli.network import MOST_DIGITS
 from curlfx.errors import PlanError
 from curlfx.run.settings import read_yaml
 
@@ -28,5 +29,6 @@ def parsed_widths(file: Path | None, texts: Sequence[str]) -> dict[str, Width]:
         if not separator or not name.strip() or not amount.strip():
             raise PlanError(f"--width {text}: want GROUP=N, like layer1.0.conv1.weight=32 or 'layer1.*=50%'")
         widths.pop(name.strip(), None)  # later patterns go before earlier ones
-        widths[name.strip()] = int(amount) if amount.strip().isdigit() else amount.strip()
+        amount = amount.strip()
+        widths[name.strip()] = int(amount) if amount.isdecimal() and len(amount) <= MOST_DIGITS else amount
     return widths

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from curlfx.errors import ModelError, first_line
 
+DEFAULT_DOMAIN = ("", "ai.onnx")
 PROTOBUF_LIMIT = 2**31 - 2**20  # bytes of one message, with room for the graph beside the weights
 
 
@@ -61,7 +62,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: {error.strerror or error}; want an ONNX file") from error
     except (DecodeError, ValueError) as error:
         raise ModelError(f"{path}: no ONNX file, or a damaged one ({first_line(error)}); export it again") from error
-    if not model.graph.node or not model.opset_import:
+    if not model.graph.node or not any(entry.domain in DEFAULT_DOMAIN for entry in model.opset_import):
         raise ModelError(f"{path}: no ONNX file, or an empty one; export it again")
     outside = next(
         (name for name in _external_files(model) if Path(name).is_absolute() or ".." in Path(name).parts), None
@@ -80,7 +81,7 @@ def describe(path: Path, model: onnx.ModelProto) -> OnnxFile:
     return OnnxFile(
         path=path,
         size_bytes=sum(one.stat().st_size for one in weights if one.is_file()),
-        opset=next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+        opset=next(entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAIN),
         inputs={value.name: _shape(value) for value in model.graph.input},
         outputs={value.name: _shape(value) for value in model.graph.output},
         operators=dict(counts.most_common()),
@@ -90,11 +91,25 @@ def describe(path: Path, model: onnx.ModelProto) -> OnnxFile:
 def _external_files(model: onnx.ModelProto) -> set[str]:
     return {
         entry.value
-        for tensor in model.graph.initializer
+        for tensor in _tensors(model)
         if tensor.data_location == onnx.TensorProto.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"
     }
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Everything that may say that its values are in another file."""
+    attributes = [attribute for node in _nodes(model) for attribute in node.attribute]
+    graphs = [model.graph, *(graph for one in attributes for graph in (one.g, *one.graphs))]
+    for attribute in attributes:
+        yield from (attribute.t, *attribute.tensors)
+    for sparse in [one for graph in graphs for one in graph.sparse_initializer] + [
+        one for attribute in attributes for one in (attribute.sparse_tensor, *attribute.sparse_tensors)
+    ]:
+        yield from (sparse.values, sparse.indices)
+    for graph in graphs:
+        yield from graph.initializer
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

@@ -6,6 +6,7 @@ Every command here is given a second fault, which it finds last: so none of them
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +192,30 @@ def test_onnx_files(program: Program, data: st.DataObject) -> None:
     refused(program("quantize", "a.onnx", "--data", "digit"))
 
 
-def test_an_onnx_file_that_wants_weights_from_elsewhere(program: Program) -> None:
+def in_the_graph(model: onnx.ModelProto) -> onnx.TensorProto:
+    return model.graph.initializer[0]
+
+
+def in_a_node(model: onnx.ModelProto) -> onnx.TensorProto:
+    constant = model.graph.node.add(op_type="Constant", output=["d"]).attribute.add(name="value")
+    constant.type = onnx.AttributeProto.TENSOR
+    constant.t.CopyFrom(model.graph.initializer[0])
+    return constant.t
+
+
+def in_a_branch(model: onnx.ModelProto) -> onnx.TensorProto:
+    branch = model.graph.node.add(op_type="If", input=["w"], output=["d"]).attribute.add(name="then_branch")
+    branch.type = onnx.AttributeProto.GRAPH
+    branch.g.initializer.add().CopyFrom(model.graph.initializer[0])
+    return branch.g.initializer[0]
+
+
+@pytest.mark.parametrize("place", [in_the_graph, in_a_node, in_a_branch])
+def test_an_onnx_file_that_wants_weights_from_elsewhere(
+    program: Program, place: Callable[[onnx.ModelProto], onnx.TensorProto]
+) -> None:
     model = onnx.load_from_string(onnx_bytes())
-    weight = model.graph.initializer[0]
+    weight = place(model)
     onnx.external_data_helper.set_external_data(weight, location="../../etc/passwd")
     weight.ClearField("raw_data")
     weight.data_location = TensorProto.EXTERNAL
@@ -201,3 +223,30 @@ def test_an_onnx_file_that_wants_weights_from_elsewhere(program: Program) -> Non
     outcome = program("quantize", "a.onnx", "--data", "digit")
     refused(outcome)
     assert "wants weights from outside its folder ('../../etc/passwd')" in outcome.err
+
+
+def test_an_onnx_file_without_the_default_operators(program: Program) -> None:
+    model = onnx.load_from_string(onnx_bytes())
+    model.opset_import[0].domain = "com.example"
+    Path("a.onnx").write_bytes(model.SerializeToString())
+    refused(program("quantize", "a.onnx", "--data", "digit"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "curlfx:digits", "--shape", "1,8,²"),
+        ("inspect", "curlfx:digits", "--shape", f"1,8,{'9' * 5000}"),
+        ("inspect", "curlfx:digits", "--shape", "1,999999999,999999999"),
+        ("plan", "curlfx:digits", "--width", "conv1.weight=²"),
+        ("plan", "curlfx:digits", "--width", f"conv1.weight={'9' * 5000}"),
+    ],
+)
+def test_numbers_that_are_none_or_too_large(program: Program, arguments: tuple[str, ...]) -> None:
+    refused(program("--log-level", "error", *arguments))
+
+
+def test_a_seed_that_is_too_large(program: Program) -> None:
+    done = program("score", "curlfx:digits", "--importance", "random", "--seed", 2**64)
+    assert done.code == 2
+    assert "--seed" in done.err
