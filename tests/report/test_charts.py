@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 
 import numpy as np
 import pytest
@@ -95,12 +94,8 @@ def test_histograms_count_every_number_once() -> None:
 def test_what_stays_is_above_the_line_and_what_goes_below() -> None:
     strip = Strip("one", np.array([1.0]), np.array([0.0]), "1 of 2")
     text = strips([strip], linear([0, 1]), label="l")
-    (kept,) = re.findall(r'class="slim" d="M0 20h195v-20h5V20z"', text)
-    (gone,) = re.findall(r'class="gone" d="M0 20v20h5v-20h190V20z"', text) or re.findall(
-        r'class="gone" d="M0 20v20h5v-20[^"]*"', text
-    )
-    assert kept
-    assert gone
+    assert 'class="slim" d="M0 20h195v-20h5V20z"' in text
+    assert 'class="gone" d="M0 20v20h5v-20h195V20z"' in text
 
 
 def test_a_front_joins_what_is_on_it() -> None:

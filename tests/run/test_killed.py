@@ -21,6 +21,9 @@ REPEATED = ("plan.json", "layers.csv", "slim.safetensors", "dense.onnx", "slim.o
 LATEST = 90
 """Events after which a process dies at the latest; a whole job has about three times as many."""
 
+PATIENCE = 900
+"""Seconds after which a process is said to hang; a job takes a few of them, on a busy machine many more."""
+
 
 def killed(settings: dict[str, Any], out: Path, moment: int) -> bool:
     """Run in a process of its own until the ``moment``; whether it died there."""
@@ -28,7 +31,10 @@ def killed(settings: dict[str, Any], out: Path, moment: int) -> bool:
     context.set_forkserver_preload(["tests.run.killing"])
     process = context.Process(target=run_and_die, args=(settings, str(out), moment))
     process.start()
-    process.join(120)
+    process.join(PATIENCE)
+    hangs = process.is_alive()
+    process.kill()
+    assert not hangs
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode != 0
 
