@@ -49,9 +49,7 @@ def run(job: Settings = None, preset: Preset = None, explain: Explained = False,
     from curlfx.run.settings import load_config
 
     file, overrides = split_arguments(job or [], preset)
-    do_job(
-        load_config(file, overrides), explain=explain, as_json=as_json
-    )  # bad settings are told before torch's import
+    do_job(load_config(file, overrides), explain=explain, as_json=as_json)
 
 
 def do_job(config: RunConfig, *, explain: bool = False, as_json: bool = False) -> None:

@@ -41,10 +41,12 @@ def search(
     resumes = any(override.startswith("resume=") for override in overrides)
     own = [] if resumes else ["search.enabled=true", *(["search.controls=true"] if controls else [])]
     config = load_config(file, [*own, *overrides])
-    _check(config, controls=controls)
+    from curlfx.recovery import joined
     from curlfx.run.search import SEARCH
 
-    result = finish(config)
+    with joined() as group:  # of several processes the first one alone has the folder, and its lock
+        group.on_leader(lambda: _check(config, controls=controls))
+        result = finish(config)
     show_result(result, as_json=as_json)
     if result.leads and not as_json:
         show_search(result.directory / SEARCH, result.summary)

@@ -78,6 +78,9 @@ def test_a_search(job: dict[str, Any], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("networks compared; the front is in") == 1
     assert set(json.loads((out / "search.json").read_text())["controls"]) == {"uniform", "random"}
+    again = started("search", f"resume={out}")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == done.stdout
 
 
 def test_what_the_first_one_refuses_ends_both(job: dict[str, Any], tmp_path: Path) -> None:
