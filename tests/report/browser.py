@@ -13,6 +13,8 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 VARIABLE = "CURLFX_CHROMIUM"
+PATIENCE = 180_000.0
+"""Milliseconds that a browser may take for anything, on a busy machine too."""
 
 
 def executable(own: str) -> str:
@@ -29,7 +31,8 @@ def chromium() -> Iterator[Any]:
     """A started browser. Skips the test without Playwright, or without a browser."""
     api = pytest.importorskip("playwright.sync_api", reason="drives the browser; pip install playwright")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable(playwright.chromium.executable_path))
+        place = executable(playwright.chromium.executable_path)
+        browser = playwright.chromium.launch(executable_path=place, timeout=PATIENCE)
         try:
             yield browser
         finally:

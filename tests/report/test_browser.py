@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from curlfx.report.page import render
-from tests.report.browser import chromium
+from tests.report.browser import PATIENCE, chromium
 from tests.report.example import CHARTS, example
 
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
@@ -46,6 +46,7 @@ class Opened:
         self.context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=size == "phone"
         )
+        self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
         self.faults: list[str] = []
         self.requests: list[str] = []
@@ -61,7 +62,7 @@ class Opened:
         self.context.close()
 
 
-def until(page: Any, holds: Callable[[], bool], seconds: float = 20.0) -> bool:
+def until(page: Any, holds: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Whether ``holds`` comes true; the page may not evaluate text, so that it cannot be asked to wait."""
     end = time.monotonic() + seconds
     while not holds() and time.monotonic() < end:
@@ -149,9 +150,12 @@ def test_a_tap_on_a_column_shows_its_numbers(browser: Any, file: Path) -> None:
     with Opened(browser, file, "phone") as opened:
         page = opened.page
         page.locator("#chart-widths").scroll_into_view_if_needed()
-        page.wait_for_timeout(100)  # a scrolling page hides what it shows
-        page.locator("#chart-widths path.hit").first.tap()
-        assert until(page, lambda: page.locator(".tip").inner_text() == "conv1: 64 → 32")
+
+        def shown() -> bool:  # a page that still scrolls hides what it shows: tap again
+            page.locator("#chart-widths path.hit").first.tap()
+            return bool(page.locator(".tip").inner_text() == "conv1: 64 → 32")
+
+        assert until(page, shown)
         assert page.locator("#chart-widths g").first.get_attribute("aria-label") == "conv1: 64 → 32"
 
 

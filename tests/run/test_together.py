@@ -19,6 +19,7 @@ from tests.recovery.test_processes import ROOT, environment, free_port
 pytestmark = pytest.mark.slow
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+PATIENCE = 1800  # seconds after which processes are said to hang
 ROUNDING = 1e-4  # of float32, over a few steps
 
 
@@ -32,7 +33,7 @@ def job(tiny_job: dict[str, Any]) -> dict[str, Any]:
 
 def started(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *TORCHRUN, "-m", "curlfx", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def dense(folder: Path) -> dict[str, torch.Tensor]:
@@ -91,7 +92,7 @@ def test_what_the_first_one_refuses_ends_both(job: dict[str, Any], tmp_path: Pat
         subprocess.Popen(command, cwd=ROOT, env=environment(rank, 2, port), stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    said = [one.communicate(timeout=300)[1] for one in both]
+    said = [one.communicate(timeout=PATIENCE)[1] for one in both]
     assert [one.returncode for one in both] == [1, 1]
     assert said[0].startswith("error: macs 0.1 % of dense cannot be reached")
     assert said[1].startswith("error: process 0: macs 0.1 % of dense cannot be reached")
