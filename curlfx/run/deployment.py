@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,16 @@ def write_onnx(network: TracedModel, path: Path, config: ExportConfig) -> OnnxFi
 
 
 def verify(job: Job) -> Result:
-    """Compare both files on onnxruntime with the networks in torch, for one image and for several."""
+    """Compare both files on onnxruntime with the networks in torch, for one image and for several.
+
+    Raises: VerificationError for an output of another shape, or not finite; other differences end the run after it.
+    """
     images, checks = job.test_images(OTHER_BATCH), []
     for name, network in (("dense", job.traced), ("slim", job.slim)):
         found = torch_vs_onnx(name, network, job.file(FILES[name]), images)
         job.say(f"torch vs onnx, {name}: {max(check.error for check in found):.1e}")
         checks += found
+    VerifyReport(tuple(check for check in checks if not math.isfinite(check.error))).require()
     return {"checks": [asdict(check) for check in checks]}
 
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 import yaml
 from filelock import FileLock, Timeout
 
-from curlfx.errors import OutputError
+from curlfx.errors import CheckError, OutputError
 from curlfx.files import discard, read_json, unwritable, write_bytes
 from curlfx.run.yaml_text import read_yaml_file
 
@@ -129,7 +129,14 @@ class RunDirectory:
         return self.path / CHECKPOINTS
 
     def record(self, stage: str, result: Mapping[str, Any], seconds: float) -> None:
-        """Note that ``stage`` is finished, with its JSON ``result`` and wall-clock ``seconds``. Raises: OutputError."""
+        """Note that ``stage`` is finished, with its JSON ``result`` and wall-clock ``seconds``.
+
+        Raises: OutputError; CheckError for a result that holds NaN or infinity.
+        """
+        try:
+            json.dumps(result, allow_nan=False)
+        except ValueError as error:
+            raise CheckError(f"{self.path}: stage '{stage}' ended with a number that is not finite: {error}") from error
         self.done[stage] = dict(result)
         self.seconds[stage] = seconds
         self._save()

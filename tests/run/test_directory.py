@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-from curlfx.errors import OutputError
+from curlfx.errors import CheckError, OutputError
 from curlfx.files import written
 from curlfx.run.directory import FORMAT, RunDirectory, planned_path, write_json, write_text
 
@@ -145,6 +145,13 @@ def test_finished_stages_and_leftovers(tmp_path: Path) -> None:
         assert directory.seconds == {"train": 1.5}
     assert not leftover.exists()
     assert (tmp_path / "run" / "log.txt").read_text().endswith("  hello\n")
+
+
+def test_a_result_that_is_not_finite_is_not_recorded(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path / "run", "digits", {}) as directory:
+        with pytest.raises(CheckError, match="stage 'verify' ended with a number that is not finite"):
+            directory.record("verify", {"checks": [{"error": float("inf")}]}, 1.0)
+        assert directory.done == {}
 
 
 @pytest.mark.parametrize(
