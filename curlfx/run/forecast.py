@@ -18,9 +18,8 @@ from curlfx.run.saved import MANIFEST, PLAN, PROGRAM, WEIGHTS
 from curlfx.run.search import SEARCH
 from curlfx.run.subject import Subject, examine, load_subject
 from curlfx.run.threads import threads
+from curlfx.sources.expansion import VERSIONS
 
-VERSIONS = 6
-"""Versions of an image in expanded data."""
 PASSES = {"kl": 256, "kl-fast": 12, "taylor": 3, "relevance": 9}
 """Forward passes over the proxy images that scoring takes at most, or about, for criteria that look at images."""
 
@@ -172,14 +171,14 @@ def _recovery(config: RunConfig, train: int, judged: float, share: float, pace: 
         enlarged = wanted.overparam
         yield Step("overparam", f"the enlarged network: {_training(enlarged.epochs, train, enlarged.batch_size)}")
     if wanted.epochs:
-        images = train * (VERSIONS if wanted.expand else 1)
+        images = train * (len(VERSIONS) if wanted.expand else 1)
         teacher = pace.forward if wanted.distillation else 0.0
         work = _training(wanted.epochs, images, wanted.batch_size)
         taught = ", under the dense one" if wanted.distillation else ""
         seconds = wanted.epochs * (images * (pace.step * share + teacher) + judged * share)
         yield Step("recover", f"the slim network: {work}{taught}", seconds)
     if wanted.refine.epochs:
-        images = train * (VERSIONS if wanted.refine.expand else 1)
+        images = train * (len(VERSIONS) if wanted.refine.expand else 1)
         work = _training(wanted.refine.epochs, images, wanted.batch_size)
         seconds = images * pace.forward + wanted.refine.epochs * (images * pace.step + judged) * share
         yield Step("refine", f"labels and slim network: {work}", seconds)
