@@ -52,9 +52,9 @@ def quantize(
 
     batch, shape = image_axes(model, check_onnx(model).inputs)
     target = model.with_suffix(".int8.onnx") if out is None else out
-    if out is None and target.exists() and model.with_name(STATE).exists():
+    if out is None and model.with_name(STATE).exists():
         raise UsageError(
-            f"quantize {model}: {target} belongs to the run in {model.parent}; name another file with --out"
+            f"quantize {model}: the files of the run in {model.parent} are on its record; name another one with --out"
         )
     source = load_data(data, shape=shape)
     if batch is None:
