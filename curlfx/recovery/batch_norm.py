@@ -19,10 +19,11 @@ _ATEN = ("input", "weight", "bias", "running_mean", "running_var", "training", "
 _ARGUMENTS: Mapping[Any, tuple[str, ...]] = {
     functional.batch_norm: _FUNCTIONAL,
     torch.batch_norm: _ATEN,
+    torch.ops.aten.batch_norm: _ATEN,
     torch.ops.aten.batch_norm.default: _ATEN,
 }
 _DEFAULTS = {"running_mean": None, "running_var": None, "weight": None, "bias": None, "training": False}
-_REFUSED = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
+_REFUSED = ("native_batch_norm", "_batch_norm_with_update", "cudnn_batch_norm", "miopen_batch_norm")
 _INSTANCE_NORM = ("input", "weight", "bias", "running_mean", "running_var", "use_input_stats")
 
 
@@ -135,7 +136,8 @@ class _Normalised(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps), count)
         ctx.group = group
-        return functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+        affine = (None if one is None else precise(one) for one in (weight, bias))
+        return functional.batch_norm(x, mean, variance, *affine, training=False, eps=eps)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
