@@ -148,10 +148,11 @@ def begun_otherwise() -> Found:
 
 def judged_in_another_order() -> Found:
     """Images to judge by in an order that follows from a random state which is not the same everywhere."""
-    torch.manual_seed(processes().rank)
     images, labels = (torch.cat(parts) for parts in zip(*Clouds().epoch(0), strict=True))
     judges = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), 4, shuffle=True)
-    found = fit(network(), Clouds(), PLAIN, validation=judges)
+    module = network()
+    torch.manual_seed(processes().rank)
+    found = fit(module, Clouds(), PLAIN, validation=judges)
     return {"accuracy": torch.tensor([one.validation for one in found.history])}
 
 
