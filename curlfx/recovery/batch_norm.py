@@ -71,7 +71,7 @@ class WholeBatchNorm(TorchFunctionMode):
         with torch.no_grad():
             for running, found in ((running_mean, mean), (running_var, variance * (count / (count - 1)))):
                 if running is not None:
-                    running.mul_(1.0 - momentum).add_(found.to(running.dtype), alpha=momentum)
+                    running.copy_((1.0 - momentum) * precise(running) + momentum * found)
         normalised: Tensor = _Normalised.apply(input, weight, bias, mean, variance, count, eps, self._group)
         return normalised
 

@@ -253,6 +253,18 @@ def normalised() -> Found:
     return found
 
 
+def in_half_precision() -> Found:
+    """Of a network whose parameters are such numbers, too: what float32 gives, but for the last bits."""
+    norm, precise, rows = nn.BatchNorm1d(3).bfloat16(), nn.BatchNorm1d(3), processes().share(6)
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(4)).bfloat16()
+    with WholeBatchNorm(processes()) if processes().count > 1 else nullcontext():
+        output = norm(x[rows])
+    output.sum().backward()
+    wanted = {"output": precise(x.float())[rows], "mean": precise.running_mean, "variance": precise.running_var}
+    found = {"output": output, "mean": norm.running_mean, "variance": norm.running_var}
+    return {name: torch.tensor(torch.allclose(found[name].float(), wanted[name], 0.02, 0.02)) for name in wanted}
+
+
 def normalised_by_operators() -> Found:
     generator = torch.Generator().manual_seed(8)
     x = torch.randn(7, 3, generator=generator, dtype=torch.float64)
@@ -269,7 +281,7 @@ SAME: Mapping[str, Callable[[], Found]] = {
     for one in (
         without_normalisation, of_a_module, of_a_graph, frozen, taught_and_mixed, computed_again, enlarged, refined,
         begun_otherwise, judged_in_another_order, pruned_meanwhile, pruned_by_the_first, alike, supernet, judged,
-        normalised, normalised_by_operators,
+        normalised, normalised_by_operators, in_half_precision,
     )
 }  # fmt: skip
 
