@@ -365,11 +365,15 @@ def refusal_of_broken() -> None:
 
 
 def left_alone() -> int:
-    """The second process ends before a word is said; 0 where the first one notices."""
-    with joined() as group:
-        if not group.leads:
-            return 0
-        return int(not refusal(lambda: group.on_leader(leads)).startswith("CheckError"))
+    """The second process ends before a word is said; 0 where the first one notices, then or when they meet."""
+
+    def speak() -> None:
+        with joined() as group:
+            if group.leads:
+                group.on_leader(leads)
+
+    said = refusal(speak)
+    return int(os.environ["RANK"] == "0" and not said.startswith("CheckError: process 0 of 2 "))
 
 
 def main(folder: Path) -> None:
