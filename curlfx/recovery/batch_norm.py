@@ -136,8 +136,8 @@ class _Normalised(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps), count)
         ctx.group = group
-        affine = (None if one is None else precise(one) for one in (weight, bias))
-        return functional.batch_norm(x, mean, variance, *affine, training=False, eps=eps)
+        weight, bias = (None if one is None else precise(one) for one in (weight, bias))
+        return functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
