@@ -39,6 +39,7 @@ from curlfx.planning.structure import class_of
 from curlfx.planning.target import Target, parse_targets
 from curlfx.planning.units import first_channels, kept_positions, make_units
 from curlfx.progress import Progress
+from curlfx.recovery.processes import processes
 
 BACKWARD = 3
 """A training step costs about three forward passes: one forward, one for each of the two gradients."""
@@ -183,7 +184,7 @@ class GradualPruner:
         number = self.schedule.number(epoch)
         found = None
         trained = self.cost.macs if self.physical else self._costs.dense.macs
-        if number is not None and self._wants_more(number):
+        if number is not None:
             with self._evaluating():
                 found = self._prune(epoch, number)
         self.epoch = epoch
@@ -299,8 +300,24 @@ class GradualPruner:
             "network": self._fingerprint.sha256,
         }
 
-    def _prune(self, epoch: int, number: int) -> PruneStep:
+    def _prune(self, epoch: int, number: int) -> PruneStep | None:
+        """Take what is to go; of several processes the first one says what, as their scores may differ by rounding."""
         start = time.perf_counter()
+        keep = processes().on_leader(lambda: self._next_keep(epoch, number))
+        if keep is None:
+            return None
+        before = int(self.alive.sum())
+        self._apply(keep)
+        alive, cost = self.alive, self.cost
+        went, left = before - int(alive.sum()), int(alive.sum()) - 1
+        step = PruneStep(epoch, went, left, cost.macs, cost.params, time.perf_counter() - start)
+        self.history.append(step)
+        return step
+
+    def _next_keep(self, epoch: int, number: int) -> dict[str, tuple[int, ...]] | None:
+        """What a step leaves of the dense network; None where nothing goes."""
+        if not self._wants_more(number):
+            return None
         if not self._optimizers and any(each.grad is not None for each in self.traced.module.parameters()):
             raise UsageError(
                 "step: the network is trained by an optimiser that the pruner does not know; call attach(optimizer)"
@@ -311,13 +328,7 @@ class GradualPruner:
             units, self._removed, self._caps, self._steps, self.schedule.channels(self.coupling.total),
             lambda gone: _met(bounds, self._costs.evaluate(units.alive(gone))),
         )  # fmt: skip
-        before = int(self.alive.sum())
-        self._apply(kept_positions(self.coupling, units, removed))
-        alive, cost = self.alive, self.cost
-        went, left = before - int(alive.sum()), int(alive.sum()) - 1
-        step = PruneStep(epoch, went, left, cost.macs, cost.params, time.perf_counter() - start)
-        self.history.append(step)
-        return step
+        return kept_positions(self.coupling, units, removed)
 
     def _wants_more(self, number: int) -> bool:
         """Whether something may go at a step."""

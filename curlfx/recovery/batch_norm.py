@@ -19,10 +19,11 @@ _ATEN = ("input", "weight", "bias", "running_mean", "running_var", "training", "
 _ARGUMENTS: Mapping[Any, tuple[str, ...]] = {
     functional.batch_norm: _FUNCTIONAL,
     torch.batch_norm: _ATEN,
+    torch.ops.aten.batch_norm: _ATEN,
     torch.ops.aten.batch_norm.default: _ATEN,
 }
 _DEFAULTS = {"running_mean": None, "running_var": None, "weight": None, "bias": None, "training": False}
-_REFUSED = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
+_REFUSED = ("native_batch_norm", "_batch_norm_with_update", "cudnn_batch_norm", "miopen_batch_norm")
 _INSTANCE_NORM = ("input", "weight", "bias", "running_mean", "running_var", "use_input_stats")
 
 
@@ -70,7 +71,7 @@ class WholeBatchNorm(TorchFunctionMode):
         with torch.no_grad():
             for running, found in ((running_mean, mean), (running_var, variance * (count / (count - 1)))):
                 if running is not None:
-                    running.mul_(1.0 - momentum).add_(found.to(running.dtype), alpha=momentum)
+                    running.copy_((1.0 - momentum) * precise(running) + momentum * found)
         normalised: Tensor = _Normalised.apply(input, weight, bias, mean, variance, count, eps, self._group)
         return normalised
 
@@ -135,6 +136,7 @@ class _Normalised(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps), count)
         ctx.group = group
+        weight, bias = (None if one is None else precise(one) for one in (weight, bias))
         return functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod

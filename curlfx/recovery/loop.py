@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -67,6 +68,9 @@ class Loop:
             check_visible(module)
         for network in self.networks:
             network.to(self.device).eval()
+        agree_on_settings(self.group, settings, self.steps)
+        for network, name in zip(self.networks, ("the network", "the teacher"), strict=False):
+            self.group.align(network, name)
         self.optimizer = make_optimizer(module, settings, self.supplement.undecayed)
         self.average = None if settings.ema_decay is None else WeightAverage(module, settings.ema_decay)
         if self.average is not None and self.supplement.replaces:
@@ -181,7 +185,8 @@ class Loop:
     def _validate(self) -> float | None:
         if self.validation is None:
             return None
-        with nullcontext() if self.average is None else self.average.applied():
+        averaged = nullcontext() if self.average is None else self.average.applied()
+        with averaged, seeded(self.settings.seed, self.epoch, self.device):  # all judge parts of the same batches
             return evaluate(self.module, self.validation, device=str(self.device), group=self.group)
 
     def snapshot(self) -> Checkpoint:
@@ -205,8 +210,8 @@ class Loop:
             raise WeightsError(f"{path}: belongs to another network ({reason}); delete it to start afresh") from error
         if self.average is not None and saved.average is not None:
             self.average.restore(saved.average["steps"], saved.average["average"])
-        if self.soft is not None and self.group.leads:
-            self.soft.restore(saved.epoch)
+        if (soft := self.soft) is not None:
+            self.group.on_leader(lambda: soft.restore(saved.epoch))
         self.epoch, self.history = saved.epoch, list(saved.history)
 
     def release(self) -> None:
@@ -225,6 +230,12 @@ def as_one(group: Processes, seeds: tuple[int, ...], device: torch.device) -> It
         return
     with drawing((*seeds, group.rank), device), WholeBatchNorm(group):
         yield
+
+
+def agree_on_settings(group: Processes, settings: TrainSettings, steps: int) -> None:
+    """Insist that all processes train alike. Raises: CheckError."""
+    shown = [f"{name} = {value!r}" for name, value in asdict(settings).items() if name != "device"]
+    group.agree("the training", "\n".join([*shown, f"{steps} batches per epoch"]))
 
 
 def agree_on_batch(group: Processes, labels: Tensor, epoch: int) -> None:

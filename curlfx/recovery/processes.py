@@ -111,13 +111,13 @@ class Processes:
         rows = slice(start, start + counts[self.rank])
         return [self.joined_rows(own, rows, total) for own in features]
 
-    def align(self, module: nn.Module) -> None:
+    def align(self, module: nn.Module, what: str = "the network") -> None:
         """Give every process the parameters and buffers of the first. Raises: CheckError for networks that differ."""
         if self.count == 1:
             return
         tensors = dict([*module.named_parameters(), *module.named_buffers()])
         shapes = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()]
-        self.agree("the network", "\n".join(shapes))
+        self.agree(what, "\n".join(shapes))
         kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for tensor in tensors.values():
             kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
@@ -194,8 +194,12 @@ def processes() -> Processes:
 
 
 def local_rank() -> int:
-    """Position of this process among those of its machine, from 0."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if processes().count > 1 else 0
+    """Position of this process among those of its machine, from 0; where nothing says it, its GPU that is set."""
+    if processes().count == 1:
+        return 0
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ["LOCAL_RANK"])
+    return torch.cuda.current_device() if torch.cuda.is_available() else 0
 
 
 @contextmanager
@@ -226,6 +230,7 @@ def joined() -> Iterator[Processes]:
         if gpus and int(os.environ["LOCAL_RANK"]) < torch.cuda.device_count():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        _messages_group()  # now, while all are there: who is missing when it is made is waited for
     except (RuntimeError, ValueError) as error:
         raise CheckError(
             f"process {os.environ['RANK']} of {asked} does not find the others at {os.environ['MASTER_ADDR']}:"

@@ -34,10 +34,10 @@ def all_similarities(features: Sequence[Tensor], group: Processes) -> list[Tenso
     """
     kind = features[0].device.type
     with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
-        rows = [precise(_rows(one)) for one in features]
         if group.count == 1:
-            products = [_Gram.apply(own) for own in rows]
+            products = [_Gram.apply(precise(_rows(one))) for one in features]
         else:
+            rows = [precise(one.flatten(1)) for one in features]  # in an order that is the same for all processes
             products = [own @ whole.mT for own, whole in zip(rows, group.joined_features(rows), strict=True)]
         return [functional.normalize(one, dim=1) for one in products]
 

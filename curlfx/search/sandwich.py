@@ -19,7 +19,7 @@ from curlfx.recovery.batches import Loader, batch_count, batches, seeded
 from curlfx.recovery.checkpoint import Checkpoint, EpochRecord
 from curlfx.recovery.fit import FitResult
 from curlfx.recovery.hardware import Placement, arrange, choose_placement, reproducible
-from curlfx.recovery.loop import agree_on_batch, as_one, make_optimizer
+from curlfx.recovery.loop import agree_on_batch, agree_on_settings, as_one, make_optimizer
 from curlfx.recovery.loss import check_labels, hits, supervised
 from curlfx.recovery.meter import Meter
 from curlfx.recovery.processes import ALONE, Processes, processes
@@ -182,6 +182,8 @@ class _Loop:
         self.module = supernet.network.module
         self.steps = batch_count(loader)
         self.group = processes()
+        agree_on_settings(self.group, settings.train, self.steps)
+        self.group.align(self.module)
         self.optimizer = make_optimizer(self.module, settings.train)
         self.start = digest(self.module.state_dict().values())
         self.placement: Placement | None = None

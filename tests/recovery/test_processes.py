@@ -77,6 +77,7 @@ def test_stopped_and_gone_on_with(both: list[Any]) -> None:
     [
         ("too few", "DataError: a batch of 1 images for 2 processes: want at least one for each; use fewer processes"),
         ("other batches", "CheckError: the first batch of epoch 1 differs between processes: process 0 has 'image "),
+        ("other settings", "CheckError: the training differs between processes: process 0 has 'lr = 0.1', process 1 "),
         ("other networks", "CheckError: the network differs between processes: process 0 has 'first.weight (8,)"),
         ("instance norm", "ModelError: instance normalisation with running statistics: not known over several"),
         ("not finite", "CheckError: epoch 1, step 2 of 3: the loss is not finite at learning rate "),
@@ -95,6 +96,26 @@ def test_what_the_first_one_does(both: list[Any]) -> None:
     assert second["refusals"]["on the first"] == "CurlfxError: process 0: no"
     assert first["refusals"]["broken on the first"] == "CurlfxError: its own error"
     assert "process 0 stopped (ZeroDivisionError: half of nothing)" in second["refusals"]["broken on the first"]
+
+
+def test_lost_labels_are_refused_by_both(both: list[Any]) -> None:
+    for rank, (_, others) in enumerate(both):
+        prefix = "process 0: " * rank
+        assert others["refusals"]["no labels"].startswith(f"WeightsError: {prefix}")
+        assert "cannot read the soft labels" in others["refusals"]["no labels"]
+
+
+def test_nobody_waits_for_a_process_that_ends_at_once() -> None:
+    code = "import sys, tests.recovery.together as t; sys.exit(t.left_alone())"
+    port = free_port()
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment(rank, 2, port)) for rank in range(2)
+    ]
+    try:
+        assert [one.wait(60) for one in started] == [0, 0]
+    finally:
+        for one in started:
+            one.kill()
 
 
 def test_nobody_waits_for_a_process_that_is_gone(both: list[Any]) -> None:
@@ -153,6 +174,9 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert {str(choose_device(name)) for name in ("auto", "cuda", "cuda:1")} == {"cuda:1"}
+    monkeypatch.delenv("LOCAL_RANK")  # of processes that a script started
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert str(choose_device("auto")) == "cuda:1"
     with pytest.raises(ConfigError, match="device = 'cuda:0': of several processes each has a GPU of its own"):
         choose_device("cuda:0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

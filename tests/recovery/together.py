@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -33,6 +34,7 @@ from curlfx.recovery import (
     refine,
 )
 from curlfx.recovery.batch_norm import WholeBatchNorm
+from curlfx.recovery.similarity import all_similarities
 from curlfx.search import SandwichSettings, Space, Supernet, train_supernet
 from curlfx.sources import from_datasets
 
@@ -110,8 +112,8 @@ def state(module: nn.Module) -> Found:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
-def trained(module: nn.Module, settings: TrainSettings = PLAIN) -> Found:
-    found = fit(module, Clouds(), settings, teacher=network(7), validation=Clouds())
+def trained(module: nn.Module, settings: TrainSettings = PLAIN, teacher: int = 7) -> Found:
+    found = fit(module, Clouds(), settings, teacher=network(teacher), validation=Clouds())
     figures = [(one.loss, one.accuracy, one.validation) for one in found.history]
     return {**state(module), "history": torch.tensor(figures, dtype=torch.float64)}
 
@@ -136,6 +138,22 @@ def frozen() -> Found:
 
 def taught_and_mixed() -> Found:
     return trained(network(), TAUGHT)
+
+
+def begun_otherwise() -> Found:
+    """The networks of the first process count, in the average of weights too."""
+    rank = processes().rank
+    return trained(network(rank), TAUGHT, teacher=7 + rank)
+
+
+def judged_in_another_order() -> Found:
+    """Images to judge by in an order that follows from a random state which is not the same everywhere."""
+    images, labels = (torch.cat(parts) for parts in zip(*Clouds().epoch(0), strict=True))
+    judges = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), 4, shuffle=True)
+    module = network()
+    torch.manual_seed(processes().rank)
+    found = fit(module, Clouds(), PLAIN, validation=judges)
+    return {"accuracy": torch.tensor([one.validation for one in found.history])}
 
 
 def computed_again() -> Found:
@@ -182,6 +200,24 @@ def pruned_meanwhile() -> Found:
     return state(pruner.slim().module)
 
 
+def pruned_by_the_first() -> Found:
+    """Whose scores are random, and not the same everywhere."""
+    dense, schedule = graph(), Schedule(interval=1, last=2, target={"macs": "60%"}, round_to=1)
+    pruner = GradualPruner(dense, schedule, "random", seed=processes().rank)
+    fit(dense.module, Clouds(), PLAIN, supplement=Pruning(pruner))
+    return {name: torch.tensor(kept) for name, kept in pruner.keep.items()}
+
+
+def alike() -> Found:
+    """Similarities of features whose layout in memory is not the same everywhere."""
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(5, 4, 3, 2, generator=generator, dtype=torch.float64)
+    rows = processes().share(5)
+    layout = torch.channels_last if processes().rank == 0 else torch.contiguous_format
+    (own,) = all_similarities([features[rows].contiguous(memory_format=layout)], processes())
+    return {"similarities": processes().joined_rows(own, rows, 5)}
+
+
 def supernet() -> Found:
     dense = graph()
     coupling = curlfx.couple(dense)
@@ -217,11 +253,35 @@ def normalised() -> Found:
     return found
 
 
+def in_half_precision() -> Found:
+    """Of a network whose parameters are such numbers, too: what float32 gives, but for the last bits."""
+    norm, precise, rows = nn.BatchNorm1d(3).bfloat16(), nn.BatchNorm1d(3), processes().share(6)
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(4)).bfloat16()
+    with WholeBatchNorm(processes()) if processes().count > 1 else nullcontext():
+        output = norm(x[rows])
+    output.sum().backward()
+    wanted = {"output": precise(x.float())[rows], "mean": precise.running_mean, "variance": precise.running_var}
+    found = {"output": output, "mean": norm.running_mean, "variance": norm.running_var}
+    return {name: torch.tensor(torch.allclose(found[name].float(), wanted[name], 0.02, 0.02)) for name in wanted}
+
+
+def normalised_by_operators() -> Found:
+    generator = torch.Generator().manual_seed(8)
+    x = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+    one, rows, found = torch.ones(3, dtype=torch.float64), processes().share(7), {}
+    for name, normalise in (("packet", torch.ops.aten.batch_norm), ("call", torch.batch_norm)):
+        with WholeBatchNorm(processes()) if processes().count > 1 else nullcontext():
+            own = normalise(x[rows], one, one, None, None, True, 0.1, 1e-5, False)
+        found[name] = processes().joined_rows(own, rows, 7)
+    return found
+
+
 SAME: Mapping[str, Callable[[], Found]] = {
     one.__name__: one
     for one in (
         without_normalisation, of_a_module, of_a_graph, frozen, taught_and_mixed, computed_again, enlarged, refined,
-        pruned_meanwhile, supernet, judged, normalised,
+        begun_otherwise, judged_in_another_order, pruned_meanwhile, pruned_by_the_first, alike, supernet, judged,
+        normalised, normalised_by_operators, in_half_precision,
     )
 }  # fmt: skip
 
@@ -275,13 +335,26 @@ def refusals() -> dict[str, str]:
     works: dict[str, Callable[[], object]] = {
         "too few": lambda: fit(network(), Few(), settings),
         "other batches": lambda: fit(network(), Own(), settings),
+        "other settings": lambda: fit(network(), Clouds(), replace(settings, lr=0.1 + processes().rank)),
         "other networks": lambda: fit(network(normed=leads()), Clouds(), settings),
         "instance norm": lambda: fit(recorded.double(), Clouds(), settings),
         "not finite": lambda: fit(network(), Clouds(), replace(settings, lr=1e200, epochs=2)),
         "on the first": lambda: processes().on_leader(refused),
         "broken on the first": lambda: processes().on_leader(broken) if not leads() else refusal_of_broken(),
     }
-    return {name: refusal(work) for name, work in works.items()}
+    return {name: refusal(work) for name, work in works.items()} | {"no labels": refusal(without_labels)}
+
+
+def without_labels() -> None:
+    """Gone on with where the first process has lost them."""
+    data = from_datasets({"train": Images(), "test": Images()})
+    recipe = Recipe(PLAIN, refine=replace(PLAIN, epochs=1, batch_size=10, lr=0.01, distillation=0.7))
+    folder = Path(tempfile.mkdtemp())
+    path = folder / "refine.pt"
+    for _ in range(2):
+        refine(network().float(), data, recipe, teacher=network(7).float(), checkpoint=path, resume=True)
+        for labels in folder.glob("*.npy"):
+            labels.unlink()
 
 
 def refusal_of_broken() -> None:
@@ -289,6 +362,18 @@ def refusal_of_broken() -> None:
         processes().on_leader(broken)
     except ZeroDivisionError as error:
         raise CurlfxError("its own error") from error
+
+
+def left_alone() -> int:
+    """The second process ends before a word is said; 0 where the first one notices, then or when they meet."""
+
+    def speak() -> None:
+        with joined() as group:
+            if group.leads:
+                group.on_leader(leads)
+
+    said = refusal(speak)
+    return int(os.environ["RANK"] == "0" and not said.startswith("CheckError: process 0 of 2 "))
 
 
 def main(folder: Path) -> None:
