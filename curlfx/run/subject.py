@@ -18,6 +18,7 @@ from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel
 from curlfx.importance import LABELLED, check_criterion, score
 from curlfx.planning import SlimPlan, prune_iteratively, resolve_round_to
+from curlfx.planning.budget import nothing_can_go
 from curlfx.planning.choose import SOLVERS, default_allocation
 from curlfx.planning.iterate import ScoreFunction
 from curlfx.recovery.hardware import choose_device
@@ -89,6 +90,8 @@ def examine(config: RunConfig, subject: Subject) -> tuple[TracedModel, Coupling]
     coupling = couple(traced, frozen=config.ignored_layers)
     target = config.target.as_mapping()
     if config.gradual.interval != 0:
+        if "latency_ms" in target and not coupling.groups:
+            raise nothing_can_go("latency_ms", coupling)
         make_pruner(unmeasured(config), traced, "random", coupling=coupling)
     elif config.search.enabled:
         check_search(config, traced, coupling)

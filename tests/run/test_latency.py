@@ -212,5 +212,13 @@ def test_a_training_stops_at_a_latency(job: dict[str, Any], asked: list[Keep], m
     assert "of the MACs and, by the latency table, " in (found.directory / "log.txt").read_text()
 
 
+def test_a_training_without_free_channels_is_refused(job: dict[str, Any], asked: list[Keep]) -> None:
+    training = {"train": {"epochs": 3}, "gradual": {"interval": 1, "last": 2}, "ignored_layers": ["*"]}
+    with pytest.raises(BudgetError, match="latency_ms: no channel of this network can go"):
+        run({**job, **training})
+    assert asked == []
+    assert not job["out"].exists()
+
+
 def _inner(plan: SlimPlan) -> tuple[int, int]:
     return plan.widths.get("stem.weight", 16), plan.widths.get("inner.weight", 16)
