@@ -15,7 +15,7 @@ from curlfx.importance.data import ProxySet
 from curlfx.importance.divergence import AUTO, check_divergence
 from curlfx.importance.kl import kl, kl_exact, kl_fast
 from curlfx.importance.magnitude import magnitude
-from curlfx.importance.relevance import feature_relevance
+from curlfx.importance.relevance import feature_relevance, inner_relevance
 from curlfx.importance.request import Request
 from curlfx.importance.scores import Scores, Values
 from curlfx.importance.taylor import taylor
@@ -39,12 +39,13 @@ CRITERIA: Mapping[str, Criterion] = {
     "bn-scale": batch_norm_scale,
     "taylor": taylor,
     "relevance": feature_relevance,
+    "relevance-inner": inner_relevance,
 }
 """What a criterion is called; each gives a score per coupled channel, higher stays."""
 COMPARING = ("kl", "kl-exact", "kl-fast")
 """Those of them that compare predictions, by a divergence."""
 
-LABELLED = ("relevance",)
+LABELLED = ("relevance", "relevance-inner")
 """Those that are given the classes of the images where data has them."""
 
 

@@ -197,3 +197,8 @@ def _scores(places: Sequence[Place], tied: Bools, tally: _Tally, weights: Mappin
         counts[place.numbers[says]] += 1
     values: Values = np.divide(sums, counts, out=np.full(tied.size, np.nan), where=counts > 0)
     return values
+
+
+def inner_relevance(request: Request) -> dict[GroupId, Values]:
+    """`feature_relevance` as published: channels that residual sums tie go last; freeze them to keep them all."""
+    return feature_relevance(request, policy="inner")

@@ -20,7 +20,7 @@ from curlfx.run.subject import Subject, examine, load_subject
 from curlfx.run.threads import threads
 from curlfx.sources.expansion import VERSIONS
 
-PASSES = {"kl": 256, "kl-fast": 12, "taylor": 3, "relevance": 9}
+PASSES = {"kl": 256, "kl-fast": 12, "taylor": 3, "relevance": 9, "relevance-inner": 9}
 """Forward passes over the proxy images that scoring takes at most, or about, for criteria that look at images."""
 
 

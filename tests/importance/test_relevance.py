@@ -138,8 +138,7 @@ def test_channels_that_residual_sums_tie_go_last_by_inner() -> None:
     assert (inner["stem.weight"] == KEPT).all()
     assert tied["stem.weight"].max() < 1
     assert np.array_equal(tied["first.0.weight"], inner["first.0.weight"])
-    criteria = {**CRITERIA, "inner": functools.partial(feature_relevance, policy="inner")}
-    scores = score(network, coupling, "inner", [(images, classes)], criteria=criteria)
+    scores = score(network, coupling, "relevance-inner", [(images, classes)])
     kept = plan(network, coupling, scores, {"macs": "80%"}, round_to=1, per="channel").keep
     assert "stem.weight" not in kept
     kept = plan(network, coupling, scores, {"macs": "30%"}, round_to=1, per="channel", floor=0.3).keep
