@@ -19,16 +19,17 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="run also the tests that take more than a few seconds")
+    parser.addoption("--slow", action="store_true", help="run also the tests that take seconds, as CI does")
+    parser.addoption("--nightly", action="store_true", help="run all tests, those that take minutes, too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
-    skip = pytest.mark.skip(reason="slow; run with --slow")
+    nightly = config.getoption("--nightly")
+    left_out = {"slow": not (nightly or config.getoption("--slow")), "nightly": not nightly}
     for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(skip)
+        for mark, out in left_out.items():
+            if out and item.get_closest_marker(mark) is not None:
+                item.add_marker(pytest.mark.skip(reason=f"{mark}; run with --{mark}"))
 
 
 @pytest.fixture(autouse=True)

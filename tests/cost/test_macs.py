@@ -31,7 +31,7 @@ def image(size: int = 64) -> Tensor:
         ("squeezenet1_1", 64),
         ("resnet18", 64),
         *(
-            pytest.param(*case, marks=pytest.mark.slow)
+            pytest.param(*case, marks=pytest.mark.nightly)
             for case in [
                 ("mobilenet_v2", 64),
                 ("mobilenet_v3_small", 64),

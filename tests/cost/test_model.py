@@ -45,7 +45,7 @@ def test_equals_the_slim_network(name: str) -> None:
     "name",
     [
         *(
-            pytest.param(name, marks=pytest.mark.slow)
+            pytest.param(name, marks=pytest.mark.nightly)
             for name in ("googlenet", "resnext50_32x4d", "shufflenet_v2_x0_5")
         ),
         "mobilenet_v3_small",

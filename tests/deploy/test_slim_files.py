@@ -19,18 +19,18 @@ from curlfx.passes.pipeline import run
 from curlfx.passes.slim import Slim
 from curlfx.sources import load_model
 
-slow = pytest.mark.slow
+nightly = pytest.mark.nightly
 NETWORKS = [
     # Channels that a shortcut without weights pads, and strides that it slices.
     ("curlfx:resnet20", 32, {"Pad", "Slice", "Reshape"}),
-    pytest.param("torchvision:resnet18", 64, {"Reshape"}, marks=slow),
-    pytest.param("torchvision:mobilenet_v3_small", 64, {"Reshape"}, marks=slow),
-    pytest.param("torchvision:efficientnet_b0", 64, {"Reshape"}, marks=slow),
+    pytest.param("torchvision:resnet18", 64, {"Reshape"}, marks=nightly),
+    pytest.param("torchvision:mobilenet_v3_small", 64, {"Reshape"}, marks=nightly),
+    pytest.param("torchvision:efficientnet_b0", 64, {"Reshape"}, marks=nightly),
     # The shuffle of channels is one Gather, where torch's own is two Reshapes and a Transpose.
-    pytest.param("torchvision:shufflenet_v2_x0_5", 64, {"Gather"}, marks=slow),
+    pytest.param("torchvision:shufflenet_v2_x0_5", 64, {"Gather"}, marks=nightly),
     # LayerNorm wants channels last; heads are cut out of one product.
-    pytest.param("torchvision:convnext_tiny", 64, {"Transpose", "Reshape"}, marks=slow),
-    pytest.param("torchvision:vit_b_16", 224, {"Transpose", "Reshape", "Gather", "Shape"}, marks=slow),
+    pytest.param("torchvision:convnext_tiny", 64, {"Transpose", "Reshape"}, marks=nightly),
+    pytest.param("torchvision:vit_b_16", 224, {"Transpose", "Reshape", "Gather", "Shape"}, marks=nightly),
 ]
 MOVING = {"Identity", "Reshape", "Pad", "Transpose", "Cast", "Gather", "Slice", "Shape", "Squeeze", "Unsqueeze"}
 

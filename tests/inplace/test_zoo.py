@@ -80,7 +80,7 @@ def test_it_goes_on_as_a_module(narrowed):
         assert after < before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", sorted(zoo.WHOLE))
 def test_whole_networks(name):
     net, inputs = randomise(zoo.WHOLE[name]()).eval(), zoo.image(64)

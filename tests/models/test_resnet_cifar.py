@@ -62,7 +62,7 @@ def test_published_weights_fit(name: str, shared_data: Path) -> None:
     load_model(f"curlfx:{name}", weights=shared_data / f"{name}-cifar10-jpeg.safetensors")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_published_weights_reach_their_accuracy(shared_data: Path, tmp_path: Path) -> None:
     archive = shared_data / "cifar10-jpeg.tar.xz"
     if not archive.is_file():

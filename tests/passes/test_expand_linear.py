@@ -230,7 +230,7 @@ def test_every_slice_gets_a_gradient(init, groups):
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet20", *(pytest.param(one, marks=pytest.mark.slow) for one in ("mobilenet_v3_small", "shufflenet_v2_x0_5"))],
+    ["resnet20", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("mobilenet_v3_small", "shufflenet_v2_x0_5"))],
 )
 def test_networks(name):
     model = resnet20() if name == "resnet20" else torchvision.models.get_model(name, weights=None)
@@ -244,7 +244,7 @@ def test_networks(name):
     assert show(contracted) == show(traced)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @given(networks(max_depth=5), st.sampled_from(["weights", "features", "auto"]))
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_generated_networks(recipe, compute):

@@ -247,7 +247,7 @@ def test_the_shape_on_record_is_what_the_detector_scales_images_to(name, side):
     assert input_shape(f"torchvision:{name}") == (3, side, side)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ALL)
 def test_of_torchvisions_detectors_all_but_the_outputs_is_free(name):
     model = load_model(f"torchvision:{name}", num_classes=CLASSES)

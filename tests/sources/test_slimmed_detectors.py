@@ -26,7 +26,7 @@ MOST = [
     "mask_rcnn",
     "retinanet",
     "ssd",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+    *(pytest.param(name, marks=pytest.mark.nightly) for name in SLOW),
 ]
 
 
@@ -134,7 +134,7 @@ def test_it_trains(name):
     assert all(torch.isfinite(loss) for loss in after.values())
 
 
-@pytest.mark.parametrize("name", ["ssd", pytest.param("mask_rcnn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["ssd", pytest.param("mask_rcnn", marks=pytest.mark.nightly)])
 def test_what_is_traced_of_it_runs_on_onnxruntime(name, tmp_path):
     import onnxruntime
 
@@ -150,7 +150,7 @@ def test_what_is_traced_of_it_runs_on_onnxruntime(name, tmp_path):
         assert relative_error([torch.from_numpy(output) for output in outputs], expected) <= 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn", "retinanet", "ssd"])
 def test_its_own_forward_is_exported_as_the_dense_ones(name, tmp_path):
     """Torchvision supports its detectors in the exporter for TorchScript, one image of one size."""
@@ -169,7 +169,7 @@ def test_its_own_forward_is_exported_as_the_dense_ones(name, tmp_path):
         assert relative_error(found, expected["scores"].sort().values) <= 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "name", ["fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large", "maskrcnn_resnet50_fpn_v2"]
 )
