@@ -230,7 +230,10 @@ def test_every_slice_gets_a_gradient(init, groups):
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet20", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("mobilenet_v3_small", "shufflenet_v2_x0_5"))],
+    [
+        "resnet20",
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("mobilenet_v3_small", "shufflenet_v2_x0_5")),
+    ],
 )
 def test_networks(name):
     model = resnet20() if name == "resnet20" else torchvision.models.get_model(name, weights=None)
