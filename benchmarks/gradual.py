@@ -135,6 +135,7 @@ class Bench:
             "training_ratio": made.training_macs / (BACKWARD * self.images * self.arguments.epochs * cost.macs),
             "training_seconds": round(made.seconds, 1),
             "seconds": round(time.perf_counter() - start, 1),
+            "step_seconds": round(sum(step.seconds for step in made.steps), 1),
             "steps": [(step.epoch, step.channels, step.macs, step.params) for step in made.steps],
         }
 
@@ -211,12 +212,13 @@ def table(rows: Sequence[Row]) -> str:
     """One row per arm: means over the seeds, ± half the range."""
     dense = {row["seed"]: row["accuracy"] for row in rows if row["arm"] == "dense"}
     headers = ["training", "seeds", "params of dense", "MACs of dense", "top-1 %", "drop, points"]
-    headers += ["training MACs of dense", "training, min per seed"]
+    headers += ["training MACs of dense", "training, min per seed", "steps, min"]
     body = []
     for arm, title in ARMS.items():
         mine = [row for row in rows if row["arm"] == arm]
         if not mine:
             continue
+        steps = [row["step_seconds"] / 60 for row in mine if "step_seconds" in row and row["steps"]]
         drops = [100 * (dense[row["seed"]] - row["accuracy"]) for row in mine if row["seed"] in dense]
         body.append(
             [
@@ -228,6 +230,7 @@ def table(rows: Sequence[Row]) -> str:
                 f"{statistics.mean(drops):+.2f}" if drops and arm != "dense" else "",
                 percent(statistics.mean(row["training_ratio"] for row in mine)),
                 fixed(statistics.mean(row["training_seconds"] for row in mine) / 60, 1),
+                fixed(statistics.mean(steps), 1) if steps else "",
             ]
         )
     return markdown(headers, body)
@@ -245,7 +248,8 @@ def describe(arguments: argparse.Namespace, rows: Sequence[Row]) -> str:
         f"Gradual: {steps} equal steps, every {arguments.interval} epochs up to epoch {arguments.last}, at least "
         f"{100 * arguments.floor:g} % of every group stays. Fine-tuned: {first} epochs dense, the rest slim from "
         f"learning rate {arguments.tune_lr}. Training MACs: three times those of a forward pass, per image and epoch; "
-        "minutes include scoring. Accuracies: mean over seeds ± half their range."
+        "minutes include those of the steps, which are scoring, choosing and slimming. Accuracies: mean over seeds ± half "
+        "their range."
     )
 
 
