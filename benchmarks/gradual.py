@@ -248,8 +248,8 @@ def describe(arguments: argparse.Namespace, rows: Sequence[Row]) -> str:
         f"Gradual: {steps} equal steps, every {arguments.interval} epochs up to epoch {arguments.last}, at least "
         f"{100 * arguments.floor:g} % of every group stays. Fine-tuned: {first} epochs dense, the rest slim from "
         f"learning rate {arguments.tune_lr}. Training MACs: three times those of a forward pass, per image and epoch; "
-        "minutes include those of the steps, which are scoring, choosing and slimming. Accuracies: mean over seeds ± half "
-        "their range."
+        "minutes include those of the steps, which are scoring, choosing and slimming. Accuracies: mean over seeds ± "
+        "half their range."
     )
 
 
