@@ -29,10 +29,8 @@ from curlfx.coupling import couple
 from curlfx.gradual import GradualPruner, PruneStep, Pruning, Schedule
 from curlfx.gradual.pruner import BACKWARD
 from curlfx.graph import TracedModel, trace
-from curlfx.importance import check_criterion, score
-from curlfx.planning import plan, slim
+from curlfx.importance import check_criterion
 from curlfx.recovery import FitResult, TrainSettings, evaluate, fit
-from curlfx.recovery.hardware import choose_device
 from curlfx.run.subject import scoring_batches
 from curlfx.sources import input_shape, load_data, load_model
 from curlfx.sources.images import balanced
@@ -104,6 +102,12 @@ class Bench:
         """Training images that the criterion looks at, with their classes where it asks for them."""
         return scoring_batches(self.data, self.arguments.proxy, seed, self.arguments.importance)
 
+    def schedule(self, interval: int, last: int) -> Schedule:
+        """Steps towards the targets of all arms."""
+        arguments = self.arguments
+        target = {"macs": arguments.macs, "params": arguments.params}
+        return Schedule(interval, last, target=target, floor=arguments.floor, round_to=arguments.round_to)
+
     def fit(self, network: TracedModel, arm: str, seed: int, path: Path, **changed: float) -> FitResult:
         """Train for all epochs, or as ``changed`` says."""
         return self._fit(network, arm, seed, path, None, **changed)
@@ -166,10 +170,7 @@ class Bench:
 
     def _gradual(self, network: TracedModel, arm: str, seed: int, path: Path) -> Trained:
         arguments = self.arguments
-        schedule = Schedule(
-            arguments.interval, arguments.last, target={"macs": arguments.macs, "params": arguments.params},
-            floor=arguments.floor, round_to=arguments.round_to,
-        )  # fmt: skip
+        schedule = self.schedule(arguments.interval, arguments.last)
         pruner = GradualPruner(
             network, schedule, "random" if arm.endswith("random") else arguments.importance, self.proxy(seed),
             physical=arm.startswith("physical"), seed=seed,
@@ -188,18 +189,18 @@ class Bench:
         arguments = self.arguments
         first = min(max(round(arguments.share * arguments.epochs), 1), arguments.epochs - 1)
         trained = self.fit(network, "dense part", seed, path, epochs=first)
-        start, coupling = time.perf_counter(), couple(network)
-        device = choose_device(arguments.device)
-        scores = score(network.to(device), coupling, arguments.importance, self.proxy(seed), seed)
-        target = {"macs": arguments.macs, "params": arguments.params}
-        decision = plan(network, coupling, scores, target, round_to=arguments.round_to, floor=arguments.floor)
-        narrow = slim(network, decision, coupling)
+        start = time.perf_counter()
+        pruner = GradualPruner(
+            network, self.schedule(1, 1), arguments.importance, self.proxy(seed), physical=True, seed=seed
+        )
+        pruner.step(1)
+        narrow, before, after = pruner.slim(), pruner.dense_cost, pruner.cost
         decided = time.perf_counter() - start
         rest = arguments.epochs - first
         tuned = self.fit(narrow, "tuning", seed, path.with_stem(f"{path.stem}-tune"), epochs=rest, lr=arguments.tune_lr)
-        work = BACKWARD * self.images * (first * decision.before.macs + rest * decision.after.macs)
+        work = BACKWARD * self.images * (first * before.macs + rest * after.macs)
         seconds = trained.seconds + decided + tuned.seconds
-        return Trained(narrow, decision.after.macs, decision.after.params, work, seconds)
+        return Trained(narrow, after.macs, after.params, work, seconds, tuple(pruner.history))
 
 
 def key(arguments: argparse.Namespace, arm: str, seed: int) -> Row:
