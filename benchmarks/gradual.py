@@ -190,6 +190,7 @@ class Bench:
         first = min(max(round(arguments.share * arguments.epochs), 1), arguments.epochs - 1)
         trained = self.fit(network, "dense part", seed, path, epochs=first)
         start = time.perf_counter()
+        network.module.zero_grad()  # the training is over
         pruner = GradualPruner(
             network, self.schedule(1, 1), arguments.importance, self.proxy(seed), physical=True, seed=seed
         )
