@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from curlfx import __version__
 from curlfx.cli.bench import bench
 from curlfx.cli.check import verify
 from curlfx.cli.decide import plan, score
@@ -33,6 +34,14 @@ For example:
     curlfx verify runs/resnet18-1
 """
 
+
+def show_version(wanted: bool) -> None:
+    """Print the version and leave, where ``--version`` is given. Raises: typer.Exit."""
+    if wanted:
+        print(f"curlfx {__version__}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=Program,
     name="curlfx",
@@ -53,6 +62,9 @@ def options(
     log_level: Annotated[
         Literal["error", "info", "debug"], typer.Option(help="what is said beside the result, on stderr")
     ] = "info",
+    _version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Options before the command."""
     LEVEL.set("debug" if debug else log_level)

@@ -231,7 +231,8 @@ def read_scores(path: Path) -> Scores:
     try:
         return Scores.from_json(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: cannot read scores: {error}; make them with 'curlfx score'") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise PlanError(f"{path}: cannot read scores: {why}; make them with 'curlfx score'") from error
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from error
 

@@ -36,9 +36,10 @@ def quantize(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Write an ONNX network in 8-bit whole numbers and report how far it agrees with the float one.
+    """Write an ONNX network in 8-bit whole numbers.
 
-    Weights have a scale per channel, activations the range that the images give them.
+    It is reported how far it agrees with the float one. Weights have a scale per channel, activations the range that
+    the images give them.
 
     For example:
 

@@ -14,7 +14,7 @@ from curlfx.recovery import Processes, joined
 from curlfx.report.text import verdict
 from curlfx.run import compilation, deployment, reporting, scoring, training
 from curlfx.run.config import RunConfig
-from curlfx.run.directory import RunDirectory
+from curlfx.run.directory import RunDirectory, planned_path
 from curlfx.run.job import Job, Say
 from curlfx.run.reporting import read_summary
 from curlfx.run.settings import make_config
@@ -90,6 +90,7 @@ def run(
         progress, say = (progress, say) if group.leads else (None, lambda _: None)
         if config.resume is not None:
             return _resumed(config, group, progress, say)
+        group.on_leader(lambda: planned_path(config.out, config.directory_name))  # a folder in use is refused at once
         with threads(config.threads):
             subject = load_subject(config)
 

@@ -101,7 +101,14 @@ def _explain(fault: ErrorDetails) -> str:
         return f"{key}{shown}: want at most {LARGEST}"
     if key not in FIELDS:
         return f"{key}{shown}: want {fault['msg']}"
-    return f"{key}{shown}: want {wanted(FIELDS[key])}{did_you_mean(found, _words(FIELDS[key].annotation))}"
+    hint = did_you_mean(found, _words(FIELDS[key].annotation)) or _example(key)
+    return f"{key}{shown}: want {wanted(FIELDS[key])}{hint}"
+
+
+def _example(key: str) -> str:
+    """How the first key of the section ``key`` is given; nothing where that is no section."""
+    first = next((name for name in FIELDS if name.startswith(f"{key}.")), None)
+    return "" if first is None else f", like {first}=…"
 
 
 def _show(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 from torch import nn
@@ -56,8 +57,20 @@ def _train_gradually(job: Job) -> Result:
 
 
 def judge_dense(job: Job) -> Result:
-    """Accuracy of the dense network on the test images."""
-    return {"accuracy": _accuracy(job, job.dense, "dense", "of the dense network")}
+    """Accuracy of the dense network on the test images; a note where weights that were given only guess."""
+    accuracy = _accuracy(job, job.dense, "dense", "of the dense network")
+    if job.config.weights is not None and _guesses(accuracy, job.data.num_classes, job.data.size("test")):
+        job.say(
+            f"note: no better than guessing among {job.data.num_classes} classes; are the weights trained, on these "
+            "classes in this order (of a folder: by name), and on images normalised as these are?"
+        )
+    return {"accuracy": accuracy}
+
+
+def _guesses(accuracy: float, classes: int, images: int) -> bool:
+    """Whether ``accuracy`` is at most that of guessing plus two standard deviations of it over ``images``."""
+    chance = 1 / classes
+    return classes > 1 and accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / images)
 
 
 def judge_unrecovered(job: Job) -> Result:

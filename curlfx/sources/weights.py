@@ -21,6 +21,7 @@ PREFIXES = ("module.", "_orig_mod.")
 """What data parallel training and ``torch.compile`` put in front of every name."""
 SHOWN = 3
 REMEDY = "give the network that these weights were made for"
+HEAD_REMEDY = "or take all but the head: new_head=true in a run, which trains it on the data"
 
 
 def load_weights(model: nn.Module, path: Path, *, new_head: bool = False) -> tuple[str, ...]:
@@ -44,12 +45,14 @@ def copy_weights(
     Raises: WeightsError, before anything is copied.
     """
     wanted = model.state_dict()
-    fresh = _other_head(found, wanted) if new_head else ()
+    head = _other_head(found, wanted)
+    fresh = head if new_head else ()
     _check_names(origin, found, wanted)
     for name, tensor in wanted.items():
         if name in found and name not in fresh and found[name].shape != tensor.shape:
             shapes = f"is {tuple(found[name].shape)}, the network wants {tuple(tensor.shape)}"
-            raise WeightsError(f"{origin}: {name} {shapes}; {REMEDY}")
+            remedy = f"{REMEDY}, {HEAD_REMEDY}" if name in head else REMEDY
+            raise WeightsError(f"{origin}: {name} {shapes}; {remedy}")
     model.load_state_dict({name: tensor for name, tensor in found.items() if name not in fresh}, strict=False)
     return fresh
 

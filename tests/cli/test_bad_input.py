@@ -146,6 +146,9 @@ def test_a_folder_that_cannot_be_written(program: Program, out: str) -> None:
 def test_a_folder_with_something_in_it(program: Program, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     refused(program("run", f"model={NETWORKS}:residual", f"out={tmp_path}", *SMALL), "the folder is not empty")
+    refused(
+        program("run", "model=none.py:network", f"out={tmp_path}"), "the folder is not empty"
+    )  # before it is loaded
     assert (tmp_path / "precious").read_text() == "mine"
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import curlfx
 from curlfx.cli import app
-from tests.cli.conftest import Program
+from tests.cli.conftest import Outcome, Program
 
 NETWORKS = Path(__file__).parent.parent / "run" / "tiny_networks.py"
 TINY = (f"{NETWORKS}:residual", "--shape", "1,8,8")
@@ -23,6 +24,7 @@ COMMANDS = [command.callback.__name__ for command in app.registered_commands if 
 def test_every_help_has_an_example(program: Program, command: tuple[str, ...]) -> None:
     done = program(*command, "--help")
     assert done.code == 0
+    assert "..." not in done.out.partition("\nCommands:")[2]  # what is shown of each command is a whole sentence
     _, examples = done.out.split("For example:\n\n")
     assert examples.startswith(f"      curlfx {' '.join(command)}".rstrip())
 
@@ -49,6 +51,10 @@ def test_misspelt_names(program: Program, arguments: list[str], hint: str) -> No
     done = program(*arguments)
     assert done.code == 2
     assert hint in done.err
+
+
+def test_the_version(program: Program) -> None:
+    assert program("--version") == Outcome(0, f"curlfx {curlfx.__version__}\n", "")
 
 
 def test_results_as_json(program: Program) -> None:

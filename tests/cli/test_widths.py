@@ -70,7 +70,10 @@ def test_widths_above_a_file_and_the_best_scores_stay(program: Program) -> None:
         (("--width", "stem.weight=4", "--floor", "0.1"), "--floor: --width and --widths stand in place"),
         (("--widths", "missing.yaml"), "missing.yaml: cannot read"),
         (("--widths", "list.yaml"), "list.yaml: stem.weight: [4]: want a number of channels"),
-        (("--width", "stem.weight=4", "--scores", "none.json"), "none.json: cannot read scores"),
+        (
+            ("--width", "stem.weight=4", "--scores", "none.json"),
+            "none.json: cannot read scores: No such file or directory;",
+        ),
         (("--per", "seconds"), "latency"),
     ],
 )

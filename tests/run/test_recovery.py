@@ -142,6 +142,7 @@ def test_recipes_of_a_job_are_those_of_the_library(name: str) -> None:
         ("recovery.mixup=-1", "recovery.mixup = -1: want a number >= 0"),
         ("recovery.refine.lr=0", "recovery.refine.lr = 0: want a number > 0"),
         ("recovery.refine=3", "recovery.refine = 3: want keys with values: epochs, lr"),
+        ("recovery.refine=3", ", like recovery.refine.epochs=…"),
         ("recovery.refine.label_lr=x", "recovery.refine.label_lr = x: want a number >= 0"),
         ("recovery.recalibrate_batches=-1", "recovery.recalibrate_batches = -1: want a whole number >= 0"),
         ("recalibrate_batches=5", "did you mean 'recovery.recalibrate_batches'?"),

@@ -43,6 +43,7 @@ def test_overrides_stand_above_the_file(tmp_path: Path) -> None:
         ("per=latency", "per = latency: needs a latency that is measured: give target.latency_ms too"),
         ("device=gpu", "device = gpu: want auto, cpu, cuda or cuda:1"),
         ("name=a/b", "name = a/b: want letters, digits, '.', '_' and '-'"),
+        ("target=50%", "want keys with values: macs, params, padded_macs, size_mb, latency_ms, like target.macs=…"),
         ("noequal", "'noequal': want key=value, like target.macs=50%"),
         (".a=1", "'.a=1': want key=value"),
         ("model={}", "model: want text"),

@@ -136,7 +136,8 @@ def changed(**changes: Tensor | None) -> dict[str, Tensor]:
             "lacks '0.weight' and has .* did you mean '0.weight'",
         ),
         (changed(**{"0.bias": torch.zeros(5)}), r"F: 0.bias is \(5,\), the network wants \(4,\)"),
-        (state(7), r"F: 3.weight is \(7, 16\), the network wants \(3, 16\)"),
+        (state(7), r"F: 3.weight is \(7, 16\), the network wants \(3, 16\); .* new_head=true in a run"),
+        (changed(**{"0.weight": torch.zeros(5, 1, 3, 3)}), r"F: 0.weight is \(5, .* weights were made for$"),
     ],
 )
 def test_weights_of_another_network(found: dict[str, Tensor], message: str) -> None:
