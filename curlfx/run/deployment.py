@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from curlfx.deploy import BenchEntry, BenchSettings, OnnxFile, export_onnx, prepare
+from curlfx.deploy import BenchEntry, BenchSettings, OnnxFile, Speedup, export_onnx, prepare
 from curlfx.deploy import bench as measure
+from curlfx.deploy.statistics import CONFIDENCE
 from curlfx.graph.traced import TracedModel
 from curlfx.run.config import ExportConfig
 from curlfx.run.int8 import INT8, write_int8
@@ -82,7 +83,9 @@ def bench(job: Job) -> Result:
     quantised = entries["int8"].speedup if "int8" in entries else None
     return {
         "speedup": ratio,
+        "speedup_interval": _interval(speedup),
         **({} if quantised is None else {"int8_speedup": quantised.ratio}),
+        **({} if quantised is None else {"int8_speedup_interval": _interval(quantised)}),
         "latency_ms": {name: _latency(entry) for name, entry in entries.items()},
         "timings": [{"name": name, **entry.latency_ms.to_json()} for name, entry in entries.items()],
         "measurement": (
@@ -100,6 +103,10 @@ def bench(job: Job) -> Result:
         },
         "padding": job.cost.block,
     }
+
+
+def _interval(speedup: Speedup | None) -> dict[str, float] | None:
+    return None if speedup is None else {"low": speedup.low, "high": speedup.high, "confidence": CONFIDENCE}
 
 
 def _latency(entry: BenchEntry) -> dict[str, float]:

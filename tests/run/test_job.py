@@ -56,6 +56,7 @@ SUMMARY_KEYS = [
     "dense",
     "slim",
     "speedup",
+    "speedup_interval",
     "verification",
     "target",
     "importance",
@@ -87,6 +88,12 @@ def test_a_run_leaves_what_it_promises(finished: RunResult) -> None:
         assert list(network) == NETWORK_KEYS
         assert list(network["latency_ms"]) == ["median", "p90", "p99", "min", "mean"]
         assert 0 <= network["accuracy"] <= 1
+    interval = summary["speedup_interval"]
+    assert interval["low"] <= summary["speedup"] <= interval["high"]
+    assert interval["confidence"] == 0.95
+    shown = interval["low"], interval["high"]
+    low, high = shown if summary["speedup"] >= 1 else (1 / shown[1], 1 / shown[0])
+    assert f"({low:.2f}–{high:.2f})</span>" in (finished.directory / "report.html").read_text()
     assert list(summary["verification"]) == ["gated_vs_slim", "torch_vs_onnx", "passed"]
     assert summary["verification"]["passed"] is True
     assert summary["verification"]["gated_vs_slim"] <= 1e-9
@@ -327,6 +334,19 @@ def test_a_damaged_summary(finished: RunResult, tmp_path: Path, text: str, fault
 def test_a_value_in_a_summary_that_is_no_number(finished: RunResult, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({**finished.summary, "speedup": "fast"}))
     with pytest.raises(OutputError, match=r"summary\.json: key 'speedup' = 'fast': input should be a valid number"):
+        read_summary(tmp_path)
+
+
+def test_a_summary_of_an_earlier_version(finished: RunResult, tmp_path: Path) -> None:
+    older = {key: value for key, value in finished.summary.items() if key != "speedup_interval"}
+    (tmp_path / "summary.json").write_text(json.dumps(older))
+    assert read_summary(tmp_path) == older
+
+
+def test_an_interval_in_a_summary_without_an_end(finished: RunResult, tmp_path: Path) -> None:
+    ends = {"low": 1.0, "confidence": 0.95}
+    (tmp_path / "summary.json").write_text(json.dumps({**finished.summary, "speedup_interval": ends}))
+    with pytest.raises(OutputError, match=r"summary\.json: key 'speedup_interval\.(Interval\.)?high' is missing"):
         read_summary(tmp_path)
 
 
