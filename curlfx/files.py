@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from curlfx.errors import OutputError
 
@@ -55,11 +55,15 @@ def read_text(path: Path, most: int = MOST_TEXT) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in a file. Raises: OSError; ValueError for what is no JSON, or too large or too deep."""
+    """The JSON value in a file. Raises: OSError; ValueError for no JSON (as NaN is none), too large or too deep."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), parse_constant=_no_number)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:

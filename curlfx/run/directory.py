@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from curlfx.errors import CheckError, OutputError
 from curlfx.files import discard, read_json, unwritable, write_bytes
+from curlfx.run.results import damage
 from curlfx.run.yaml_text import read_yaml_file
 
 STATE = "state.json"
@@ -236,9 +238,9 @@ def _fault(record: Any) -> str | None:
     for stage, result in done.items():
         if not isinstance(result, dict):
             return f"done['{stage}']: want keys with values, found {result!r}"
-        if type(seconds.get(stage)) not in (int, float):
+        if type(seconds.get(stage)) not in (int, float) or not math.isfinite(seconds[stage]):
             return f"seconds['{stage}']: want a number, found {seconds.get(stage)!r}"
-    return None
+    return damage(done)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
