@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from curlfx.cli.document import print_json
 from curlfx.cli.job import AsJson
 from curlfx.cli.tables import show_table
 from curlfx.cli.voice import progress_shown
@@ -58,7 +58,7 @@ def bench(
     if plot is not None:
         plot_bench(found, plot)
     if as_json:
-        print(json.dumps(found.to_json(), indent=2))
+        print_json(found.to_json())
     else:
         show_bench(found)
 

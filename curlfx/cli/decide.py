@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from curlfx.cli.document import print_json
 from curlfx.cli.job import AsJson
 from curlfx.cli.network import MOST_DIGITS, Classes, Frozen, Model, Seed, Shape, Weights, open_coupling, open_network
 from curlfx.cli.tables import show_table
@@ -74,7 +74,7 @@ def score(
     write_bytes(out, found.to_json().encode())
     if as_json:
         facts = {"channels": coupling.total, "groups": len(coupling.groups), "importance": importance}
-        print(json.dumps({"file": str(out), **facts, "details": dict(found.details)}, indent=2))
+        print_json({"file": str(out), **facts, "details": dict(found.details)})
     else:
         print(f"{out}: {coupling.total} channels in {len(coupling.groups)} groups by {importance}")
 
@@ -152,7 +152,7 @@ def plan(
     found = found.noting(model=model, arguments={} if classes is None else {"num_classes": classes})
     found.save(out)
     if as_json:
-        print(json.dumps({"file": str(out), **plan_figures(found), "widths": found.widths}, indent=2))
+        print_json({"file": str(out), **plan_figures(found), "widths": found.widths})
         return
     show_plan(found)
     rows = [(row["id"], str(row["width"]), str(row["kept"])) for row in group_rows(coupling, found.keep)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from curlfx.cli.decide import plan_figures, show_plan
+from curlfx.cli.document import print_json
 from curlfx.cli.job import AsJson
 from curlfx.cli.network import Classes, Frozen, Model, Shape, Weights, is_saved, open_coupling, open_network
 from curlfx.cli.tables import show_table
@@ -60,7 +60,7 @@ def slim(
     else:
         save(network, out, plan=found, model=None if is_saved(model) else model, num_classes=classes)
     if as_json:
-        print(json.dumps({"file": str(out), **plan_figures(found)}, indent=2))
+        print_json({"file": str(out), **plan_figures(found)})
         return
     show_plan(found)
     print(out)
@@ -122,7 +122,7 @@ def export(
         simplify=onnxslim,
     )
     if as_json:
-        print(json.dumps({**asdict(file), "path": str(out)}, indent=2))
+        print_json({**asdict(file), "path": str(out)})
         return
     rows = [(kind, str(number)) for kind, number in file.operators.items()]
     show_table(("operator", "number"), rows)

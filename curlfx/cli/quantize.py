@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from curlfx.cli.document import print_json
 from curlfx.cli.job import AsJson
 from curlfx.cli.network import Seed
 from curlfx.cli.tables import show_table
@@ -68,7 +68,7 @@ def quantize(
     with progress_shown() as (progress, _):
         report = write_quantised(model, batches, target, reduce_range=reduce_range, progress=progress)
     if as_json:
-        print(json.dumps({**asdict(report), "path": str(target)}, indent=2, default=str))
+        print_json({**asdict(report), "path": str(target)})
         return
     agreement = "" if report.top1_agreement is None else f"{report.top1_agreement:.1%}"
     size = f"{count(report.float_bytes)}B", f"{count(report.size_bytes)}B"
