@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,8 +27,7 @@ def written(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        if path.exists() and not path.is_file():  # to rename onto a device would replace it
-            raise OutputError(f"cannot write {path}: it is a folder or a device; name a file")
+        _require_plain(path)
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -37,6 +37,24 @@ def written(path: Path) -> Iterator[Path]:
         raise unwritable(path, error) from error
     finally:
         discard(temporary)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a file that `written` could not put in place, before the work that would fill it. Nothing is left behind.
+
+    Raises: OutputError, as `written`.
+    """
+    try:
+        _require_plain(path)
+        probe(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def probe(folder: Path) -> None:
+    """Write a small file that has no name, into a folder that exists. Raises: OSError."""
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        stream.write(b"curlfx")
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -84,6 +102,12 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError:  # the folder itself went away or became read-only: nothing is left to tidy
         return
+
+
+def _require_plain(path: Path) -> None:
+    """Refuse what is there and no file: to rename onto a device would replace it. Raises: OutputError; OSError."""
+    if path.exists() and not path.is_file():
+        raise OutputError(f"cannot write {path}: it is a folder or a device; name a file")
 
 
 def _flush_folder(folder: Path) -> None:

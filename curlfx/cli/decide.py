@@ -13,7 +13,7 @@ from curlfx.cli.network import MOST_DIGITS, Classes, Frozen, Model, Seed, Shape,
 from curlfx.cli.tables import show_table
 from curlfx.cli.voice import progress_shown, say
 from curlfx.errors import PlanError, TargetError, UsageError
-from curlfx.files import read_text, write_bytes
+from curlfx.files import read_text, require_writable, write_bytes
 from curlfx.report.text import count, share
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def score(
     from curlfx.sources import check_fit, load_data
 
     check_criterion(importance, divergence)
+    require_writable(out)
     traced = open_network(model, weights=weights, shape=shape, classes=classes)
     coupling = open_coupling(traced, ignore)
     images = None
@@ -131,6 +132,7 @@ def plan(
     from curlfx.planning import plan_from_widths
     from curlfx.report.layers import group_rows
 
+    require_writable(out)
     given = parsed_widths(widths, width or [])
     refused = next((name for name in OF_A_TARGET if given and _chosen(context, name)), None)
     if refused is not None:

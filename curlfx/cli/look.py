@@ -11,6 +11,7 @@ import typer
 from curlfx.cli.document import print_json
 from curlfx.cli.network import Classes, Frozen, Model, Shape, open_coupling, open_network
 from curlfx.cli.tables import show_table
+from curlfx.files import require_writable
 from curlfx.report.text import count, folded
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def inspect(
     from curlfx.report.drawing import draw
     from curlfx.report.inspection import inspection
 
+    if drawing is not None:
+        require_writable(drawing)
     traced = open_network(model, shape=shape, classes=classes)
     coupling = open_coupling(traced, ignore)
     if drawing is not None:

@@ -14,6 +14,7 @@ from curlfx.cli.job import AsJson
 from curlfx.cli.network import Classes, Frozen, Model, Shape, Weights, is_saved, open_coupling, open_network
 from curlfx.cli.tables import show_table
 from curlfx.cli.voice import say
+from curlfx.files import require_writable
 from curlfx.report.text import count
 
 if TYPE_CHECKING:
@@ -49,13 +50,15 @@ def slim(
     """
     from curlfx.planning import SlimPlan
     from curlfx.run.job import save_tensors
-    from curlfx.run.saved import save
+    from curlfx.run.saved import require_free, save
 
+    of_weights = out.suffix == ".safetensors"
+    (require_writable if of_weights else require_free)(out)
     found = SlimPlan.load(plan)
     dense = open_network(model, weights=weights, shape=shape, classes=classes)
     network = slim_network(dense, found, ignore, absorb_bias)
     mention_random_weights(model, weights)
-    if out.suffix == ".safetensors":
+    if of_weights:
         save_tensors(network.module, out, plan=plan.name)
     else:
         save(network, out, plan=found, model=None if is_saved(model) else model, num_classes=classes)
@@ -105,6 +108,7 @@ def export(
 
     if onnxslim:
         check_simplifier()
+    require_writable(out)
     network = open_network(model, weights=weights, shape=shape, classes=classes)
     if plan is not None:
         network = slim_network(network, SlimPlan.load(plan), ignore)

@@ -15,6 +15,7 @@ from curlfx.cli.network import Seed
 from curlfx.cli.tables import show_table
 from curlfx.cli.voice import progress_shown
 from curlfx.errors import DataError, ModelError, UsageError
+from curlfx.files import require_writable
 from curlfx.report.text import count
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def quantize(
         raise UsageError(
             f"quantize {model}: the files of the run in {model.parent} are on its record; name another one with --out"
         )
+    require_writable(target)
     source = load_data(data, shape=shape)
     if batch is None:
         batches: Sequence[Tensor] = proxy_batches(source, images, seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from curlfx.errors import CheckError, OutputError
-from curlfx.files import discard, read_json, unwritable, write_bytes
+from curlfx.files import discard, probe, read_json, unwritable, write_bytes
 from curlfx.run.results import damage
 from curlfx.run.yaml_text import read_yaml_file
 
@@ -289,7 +288,7 @@ def _make(out: Path) -> tuple[list[Path], Path]:
         _require_free(out)
         missing = [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
-        _probe(out, missing)
+        _try(out, missing)
     except OSError as error:
         raise unwritable(out, error) from error
     return missing, out
@@ -302,11 +301,10 @@ def _only_begun(folder: Path) -> bool:
     return LOCK in names and names == ours and not any((folder / CHECKPOINTS).glob("*"))
 
 
-def _probe(folder: Path, made: list[Path]) -> None:
-    """Try a small file, so that a folder that exists but cannot be written is found before any work."""
+def _try(folder: Path, made: list[Path]) -> None:
+    """Find a folder that exists but cannot be written before any work; then the folders we made go again."""
     try:
-        with tempfile.TemporaryFile(dir=folder) as stream:
-            stream.write(b"curlfx")
+        probe(folder)
     except OSError:
         for path in made:
             path.rmdir()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from curlfx.deploy.examples import describe_inputs, make_inputs
 from curlfx.deploy.program import load_program, save_program
 from curlfx.errors import ModelError, OutputError, PlanError, SavedError, TraceError
-from curlfx.files import unwritable, write_bytes
+from curlfx.files import probe, unwritable, write_bytes
 from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel
 from curlfx.ops.table import Rule
@@ -132,16 +132,28 @@ def save(
     folder = Path(folder)
     if model is not None:
         _check_origin(slim, plan, model, num_classes, rules)
+    require_free(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        strangers = sorted({path.name for path in folder.iterdir()} - {MANIFEST, *FILES})
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    write_bytes(folder / PLAN, plan.noting(**_origin(model, num_classes)).to_json().encode())
+    save_tensors(slim.module, folder / WEIGHTS, plan=PLAN)
+    write_graph(slim, folder, model, num_classes)
+
+
+def require_free(folder: Path) -> None:
+    """Refuse a folder that `save` would refuse, before the work that makes the network; nothing is made.
+
+    Raises: OutputError when it holds other files or cannot be written.
+    """
+    try:
+        probe(next(place for place in (folder, *folder.parents) if place.exists()))
+        strangers = sorted({path.name for path in folder.iterdir()} - {MANIFEST, *FILES}) if folder.exists() else []
     except OSError as error:
         raise unwritable(folder, error) from error
     if strangers:
         raise OutputError(f"{folder} holds other files ({strangers[0]}); name another folder")
-    write_bytes(folder / PLAN, plan.noting(**_origin(model, num_classes)).to_json().encode())
-    save_tensors(slim.module, folder / WEIGHTS, plan=PLAN)
-    write_graph(slim, folder, model, num_classes)
 
 
 def write_graph(slim: TracedModel, folder: Path, model: str | None, num_classes: int | None) -> None:
