@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from curlfx.errors import CheckError
 from curlfx.files import unreadable
-from curlfx.run.directory import LOCK, LOG, PAGE, STATE, SUMMARY
+from curlfx.run.directory import LOCK, LOG, PAGE, PARTIAL, STATE, SUMMARY
 
 UNRECORDED = (LOCK, LOG, PAGE, STATE, SUMMARY)
 """Files without a checksum: the summary itself, what is written after it, and what is drawn from it."""
@@ -51,8 +52,11 @@ class FileReport:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in ``folder`` and below, by its path in it, but for `UNRECORDED`. Raises: OutputError."""
-    return {name: _digest(folder / name) for name in sorted(_names(folder)) if name not in UNRECORDED}
+    """SHA-256 of every file in ``folder`` and below, by its path in it, but for `UNRECORDED`. Raises: OutputError.
+
+    What a killed process left half written is no file of the run; the next process that writes there removes it.
+    """
+    return {name: _digest(folder / name) for name in sorted(_names(folder)) if not _unrecorded(name)}
 
 
 def compare(folder: Path, recorded: Mapping[str, str]) -> FileReport:
@@ -70,6 +74,10 @@ def compare(folder: Path, recorded: Mapping[str, str]) -> FileReport:
         changed=changed,
         extra=tuple(name for name in found if name not in recorded),
     )
+
+
+def _unrecorded(name: str) -> bool:
+    return name in UNRECORDED or fnmatch.fnmatch(name.rpartition("/")[2], PARTIAL)
 
 
 def _names(folder: Path) -> Iterator[str]:

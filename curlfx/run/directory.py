@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import fnmatch
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from curlfx.errors import CheckError, OutputError
-from curlfx.files import discard, probe, read_json, unwritable, write_bytes
+from curlfx.files import discard, probe, read_json, unreadable, unwritable, write_bytes
 from curlfx.run.results import damage
 from curlfx.run.yaml_text import read_yaml_file
 
@@ -106,9 +109,7 @@ class RunDirectory:
         Raises: OutputError when it is no run directory, its record cannot be read, another process runs in it, or a
             link stands where this one would write.
         """
-        state, config = path / STATE, path / CONFIG
-        if not (state.is_file() and config.is_file()):
-            raise OutputError(f"resume={path}: want a run directory (with {CONFIG} and {STATE}); found none there")
+        _require_run(path)
         directory = cls(path)
         try:
             directory._require_no_links()
@@ -116,8 +117,8 @@ class RunDirectory:
         except OSError as error:
             raise unwritable(path, error) from error
         try:
-            directory.done, directory.seconds = _read_state(state)
-            settings = _read_config(config)
+            directory.done, directory.seconds = _read_state(path / STATE)
+            settings = _read_config(path / CONFIG)
         except OutputError:
             directory.close()
             raise
@@ -168,7 +169,7 @@ class RunDirectory:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise OutputError(f"{self.path}: another run is working here; wait for it to end") from error
+            raise _in_use(self.path) from error
         self._lock = lock
         self.checkpoints.mkdir(exist_ok=True)
 
@@ -204,6 +205,50 @@ class RunDirectory:
                 folder.rmdir()
             except OSError:
                 return
+
+
+@contextmanager
+def looked_at(path: Path) -> Iterator[tuple[RunDirectory, dict[str, Any]]]:
+    """The folder of an earlier run as `RunDirectory.reopen` gives it, for reading: it may be on a read-only disk.
+
+    Nothing is written; no run goes on here meanwhile, others may look.
+    Raises: OutputError when it is no run directory, its record cannot be read, or another process runs in it.
+    """
+    _require_run(path)
+    with _shared(path):
+        directory = RunDirectory(path, *_read_state(path / STATE))
+        yield directory, _read_config(path / CONFIG)
+
+
+@contextmanager
+def _shared(folder: Path) -> Iterator[None]:
+    """Keep runs away from a folder that was locked before; without its lock file none is working there."""
+    lock = folder / LOCK
+    try:
+        handle = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        yield
+        return
+    except OSError as error:
+        raise unreadable(lock, error) from error
+    try:
+        with suppress(OSError):  # a disk that knows no locks: no run has one there
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise _in_use(folder) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _require_run(path: Path) -> None:
+    if not ((path / STATE).is_file() and (path / CONFIG).is_file()):
+        raise OutputError(f"resume={path}: want a run directory (with {CONFIG} and {STATE}); found none there")
+
+
+def _in_use(path: Path) -> OutputError:
+    return OutputError(f"{path}: another run is working here; wait for it to end")
 
 
 def _read_state(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
