@@ -26,7 +26,7 @@ def exhibits(job: Job, layers: Iterable[Mapping[str, str]]) -> dict[str, Any]:
     """Everything of a job whose other stages are done, as JSON values; ``layers`` are the rows of ``layers.csv``."""
     operators, remarks = time_by_operator(job)
     return {
-        "widths": width_rows(job.coupling, layers),
+        "widths": width_rows(job.coupling, layers, job.alive),
         "outline": as_values(*outline(job.coupling)),
         "epochs": epochs(job.directory.checkpoints),
         "operators": operators,

@@ -133,7 +133,7 @@ def example(**changes: Any) -> PageContent:
         "padding": 16,
         "config": "seed: 0\nimportance: kl\n",
         "command": "curlfx run model=curlfx:digits 'ignored_layers=[\"a b\"]'",
-        "widths": width_rows(coupling, layers),
+        "widths": width_rows(coupling, layers, coupling.alive(keep)),
         "scores": {group.id: draw.lognormal(-6, 2, group.width).tolist() for group in coupling.groups},
         "keep": keep,
         "outline": as_values(*outline(coupling)),
