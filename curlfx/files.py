@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,6 +39,13 @@ def written(path: Path) -> Iterator[Path]:
         raise unwritable(path, error) from error
     finally:
         discard(temporary)
+
+
+def sha256(content: bytes | BufferedReader) -> str:
+    """SHA-256 of bytes, or of the rest of an open file, in hexadecimal digits."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def require_writable(path: Path) -> None:

@@ -65,15 +65,19 @@ def bench(
 
 def with_folders(files: list[Path]) -> list[Path]:
     """The ONNX files, those of a run directory in its place. Raises: UsageError for a folder without any."""
-    from curlfx.run.deployment import FILES
+    from curlfx.run.deployment import ONNX_FILES
     from curlfx.run.int8 import INT8
 
     found: list[Path] = []
     for path in files:
-        held = [path / name for name in (*FILES.values(), INT8) if (path / name).is_file()] if path.is_dir() else [path]
+        held = (
+            [path / name for name in (*ONNX_FILES.values(), INT8) if (path / name).is_file()]
+            if path.is_dir()
+            else [path]
+        )
         if not held:
             raise UsageError(
-                f"bench {path}: no {' or '.join(FILES.values())} there; write one with curlfx export {path}"
+                f"bench {path}: no {' or '.join(ONNX_FILES.values())} there; write one with curlfx export {path}"
             )
         found += held
     return found

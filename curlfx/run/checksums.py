@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curlfx.errors import CheckError
-from curlfx.files import unreadable
+from curlfx.files import sha256, unreadable
 from curlfx.run.directory import LOCK, LOG, PAGE, PARTIAL, STATE, SUMMARY
 
 UNRECORDED = (LOCK, LOG, PAGE, STATE, SUMMARY)
@@ -56,7 +55,7 @@ def checksums(folder: Path) -> dict[str, str]:
 
     What a killed process left half written is no file of the run; the next process that writes there removes it.
     """
-    return {name: _digest(folder / name) for name in sorted(_names(folder)) if not _unrecorded(name)}
+    return {name: _checksum(folder / name) for name in sorted(_names(folder)) if not _unrecorded(name)}
 
 
 def compare(folder: Path, recorded: Mapping[str, str]) -> FileReport:
@@ -88,11 +87,11 @@ def _names(folder: Path) -> Iterator[str]:
             yield (Path(place) / name).relative_to(folder).as_posix()
 
 
-def _digest(path: Path) -> str:
+def _checksum(path: Path) -> str:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return NO_PLAIN_FILE
         with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+            return sha256(stream)
     except OSError as error:
         raise unreadable(path, error) from error

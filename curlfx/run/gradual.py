@@ -19,11 +19,10 @@ from curlfx.run.job import Job, reading, save_tensors
 from curlfx.run.latency import measured_table
 from curlfx.run.pruner import make_pruner
 from curlfx.run.subject import scoring_batches
-from curlfx.run.verify import MASKED, Check, VerifyReport, masked_vs_slim
+from curlfx.run.verify import MASKED, VERIFIED_IMAGES, Check, VerifyReport, masked_vs_slim
 
 Result = dict[str, Any]
 PLAN = "gradual-plan.json"
-VERIFIED_IMAGES = 4
 
 
 def train(job: Job, validation: Loader) -> tuple[FitResult, Result]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from curlfx.errors import OutputError, VerificationError
 from curlfx.report.text import verdict
 from curlfx.run.checksums import FileReport, compare
-from curlfx.run.deployment import FILES
+from curlfx.run.deployment import ONNX_FILES
 from curlfx.run.directory import STATE, looked_at
 from curlfx.run.job import Job
 from curlfx.run.reporting import read_summary
@@ -79,7 +79,7 @@ def recheck(folder: Path) -> VerifyReport:
             )
         config = make_config(settings)
         job = Job(config, load_subject(config), directory, None, lambda _: None)
-        files = {name: job.file(file) for name, file in FILES.items()}
+        files = {name: job.file(file) for name, file in ONNX_FILES.items()}
         images = job.test_images(OTHER_BATCH)
         found = verify(job.traced, job.plan, images, coupling=job.coupling, slim=job.slim, files=files)
         return VerifyReport((*found.checks, graph_vs_slim(job.slim, load(folder, graph=True))))

@@ -35,6 +35,7 @@ from curlfx.run.results import damage
 from curlfx.run.runner import STAGES, RunResult, run
 from curlfx.run.verify import Check
 from curlfx.sources import load_data, load_model
+from tests.killed import Killed
 
 FILES = {
     "config.yaml",
@@ -69,10 +70,6 @@ SUMMARY_KEYS = [
     "files",
 ]
 NETWORK_KEYS = ["macs", "padded_macs", "params", "size_bytes", "accuracy", "latency_ms"]
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 def repeatable(summary: Mapping[str, Any]) -> dict[str, Any]:
