@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from curlfx.errors import OutputError
 
@@ -26,8 +29,7 @@ def written(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        if path.exists() and not path.is_file():  # to rename onto a device would replace it
-            raise OutputError(f"cannot write {path}: it is a folder or a device; name a file")
+        _require_plain(path)
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -37,6 +39,31 @@ def written(path: Path) -> Iterator[Path]:
         raise unwritable(path, error) from error
     finally:
         discard(temporary)
+
+
+def sha256(content: bytes | BufferedReader) -> str:
+    """SHA-256 of bytes, or of the rest of an open file, in hexadecimal digits."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a file that `written` could not put in place, before the work that would fill it. Nothing is left behind.
+
+    Raises: OutputError, as `written`.
+    """
+    try:
+        _require_plain(path)
+        probe(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def probe(folder: Path) -> None:
+    """Write a small file that has no name, into a folder that exists. Raises: OSError."""
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        stream.write(b"curlfx")
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -55,11 +82,15 @@ def read_text(path: Path, most: int = MOST_TEXT) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in a file. Raises: OSError; ValueError for what is no JSON, or too large or too deep."""
+    """The JSON value in a file. Raises: OSError; ValueError for no JSON (as NaN is none), too large or too deep."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), parse_constant=_no_number)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:
@@ -80,6 +111,12 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError:  # the folder itself went away or became read-only: nothing is left to tidy
         return
+
+
+def _require_plain(path: Path) -> None:
+    """Refuse what is there and no file: to rename onto a device would replace it. Raises: OutputError; OSError."""
+    if path.exists() and not path.is_file():
+        raise OutputError(f"cannot write {path}: it is a folder or a device; name a file")
 
 
 def _flush_folder(folder: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
 from curlfx.errors import OutputError
-from curlfx.files import read_json, read_text, write_bytes, written
+from curlfx.files import read_json, read_text, sha256, write_bytes, written
 
 
 def test_replaces_whole(tmp_path):
@@ -70,3 +71,11 @@ def test_json_that_is_nested_too_deeply_is_a_fault_of_the_file(tmp_path):
     (tmp_path / "a.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="nested too deeply"):
         read_json(tmp_path / "a.json")
+
+
+def test_a_checksum_of_bytes_and_of_a_file(tmp_path):
+    content = bytes(range(256)) * 1000
+    (tmp_path / "a.bin").write_bytes(content)
+    assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+    with (tmp_path / "a.bin").open("rb") as stream:
+        assert sha256(stream) == sha256(content) == hashlib.sha256(content).hexdigest()

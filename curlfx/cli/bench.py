@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from curlfx.cli.document import print_json
 from curlfx.cli.job import AsJson
 from curlfx.cli.tables import show_table
 from curlfx.cli.voice import progress_shown
@@ -58,22 +58,26 @@ def bench(
     if plot is not None:
         plot_bench(found, plot)
     if as_json:
-        print(json.dumps(found.to_json(), indent=2))
+        print_json(found.to_json())
     else:
         show_bench(found)
 
 
 def with_folders(files: list[Path]) -> list[Path]:
     """The ONNX files, those of a run directory in its place. Raises: UsageError for a folder without any."""
-    from curlfx.run.deployment import FILES
+    from curlfx.run.deployment import ONNX_FILES
     from curlfx.run.int8 import INT8
 
     found: list[Path] = []
     for path in files:
-        held = [path / name for name in (*FILES.values(), INT8) if (path / name).is_file()] if path.is_dir() else [path]
+        held = (
+            [path / name for name in (*ONNX_FILES.values(), INT8) if (path / name).is_file()]
+            if path.is_dir()
+            else [path]
+        )
         if not held:
             raise UsageError(
-                f"bench {path}: no {' or '.join(FILES.values())} there; write one with curlfx export {path}"
+                f"bench {path}: no {' or '.join(ONNX_FILES.values())} there; write one with curlfx export {path}"
             )
         found += held
     return found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from curlfx.cli.document import print_json
 from curlfx.cli.job import AsJson
 from curlfx.cli.network import MOST_SEED, Classes, Frozen, Shape, Weights, open_coupling, open_network
 from curlfx.cli.tables import show_table
@@ -54,7 +54,7 @@ def verify(
         record = check_record(Path(subject))
         if record is not None and not record.good:
             if as_json:
-                print_json(record, None)
+                print_json(document(record, None))
             else:
                 show_record(record)
             record.require()
@@ -64,7 +64,7 @@ def verify(
         record = None
         found = check_plan(network, plan, {"slim": onnx} if onnx is not None else {}, ignore, seed)
     if as_json:
-        print_json(record, found)
+        print_json(document(record, found))
     else:
         show_checks(found)
         if record is not None:
@@ -109,14 +109,13 @@ def show_record(record: Record) -> None:
     print(f"verification on record: {record.verdict}")
 
 
-def print_json(record: Record | None, found: VerifyReport | None) -> None:
-    """What was compared, as JSON; no ``checks`` where the files of a run are not what they were."""
+def document(record: Record | None, found: VerifyReport | None) -> dict[str, Any]:
+    """What was compared, as JSON values; no ``checks`` where the files of a run are not what they were."""
     files = None if record is None or record.files is None else record.files
     checks = None if found is None else [{**asdict(one), "passed": one.passed} for one in found.checks]
-    document = {
+    return {
         "files": None if files is None else {**asdict(files), "folder": str(files.folder)},
         "on_record": None if record is None else record.verdict,
         "checks": checks,
         "passed": found is not None and found.passed,
     }
-    print(json.dumps(document, indent=2))

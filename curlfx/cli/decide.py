@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from curlfx.cli.document import print_json
 from curlfx.cli.job import AsJson
 from curlfx.cli.network import MOST_DIGITS, Classes, Frozen, Model, Seed, Shape, Weights, open_coupling, open_network
 from curlfx.cli.tables import show_table
 from curlfx.cli.voice import progress_shown, say
 from curlfx.errors import PlanError, TargetError, UsageError
-from curlfx.files import read_text, write_bytes
+from curlfx.files import read_text, require_writable, write_bytes
 from curlfx.report.text import count, share
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def score(
     from curlfx.sources import check_fit, load_data
 
     check_criterion(importance, divergence)
+    require_writable(out)
     traced = open_network(model, weights=weights, shape=shape, classes=classes)
     coupling = open_coupling(traced, ignore)
     images = None
@@ -74,7 +75,7 @@ def score(
     write_bytes(out, found.to_json().encode())
     if as_json:
         facts = {"channels": coupling.total, "groups": len(coupling.groups), "importance": importance}
-        print(json.dumps({"file": str(out), **facts, "details": dict(found.details)}, indent=2))
+        print_json({"file": str(out), **facts, "details": dict(found.details)})
     else:
         print(f"{out}: {coupling.total} channels in {len(coupling.groups)} groups by {importance}")
 
@@ -131,6 +132,7 @@ def plan(
     from curlfx.planning import plan_from_widths
     from curlfx.report.layers import group_rows
 
+    require_writable(out)
     given = parsed_widths(widths, width or [])
     refused = next((name for name in OF_A_TARGET if given and _chosen(context, name)), None)
     if refused is not None:
@@ -152,7 +154,7 @@ def plan(
     found = found.noting(model=model, arguments={} if classes is None else {"num_classes": classes})
     found.save(out)
     if as_json:
-        print(json.dumps({"file": str(out), **plan_figures(found), "widths": found.widths}, indent=2))
+        print_json({"file": str(out), **plan_figures(found), "widths": found.widths})
         return
     show_plan(found)
     rows = [(row["id"], str(row["width"]), str(row["kept"])) for row in group_rows(coupling, found.keep)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
+from curlfx.cli.document import print_json
 from curlfx.cli.tables import show_table
 from curlfx.progress import duration
 from curlfx.report.text import count
@@ -19,7 +19,7 @@ def show_forecast(config: RunConfig, *, as_json: bool) -> None:
 
     found = forecast(config)
     if as_json:
-        print(json.dumps(found.as_dict(), indent=2))
+        print_json(found.as_dict())
         return
     print(f"network    {found.model}: {count(found.macs)} MACs, {count(found.params)} parameters")
     print(f"data       {found.data}")

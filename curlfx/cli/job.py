@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from curlfx.cli.document import print_json
 from curlfx.cli.forecast import show_forecast
 from curlfx.cli.tables import show_table
 from curlfx.cli.voice import progress_shown
@@ -110,7 +110,7 @@ def show_result(result: RunResult, *, as_json: bool = False) -> None:
     if not result.leads:
         return
     if as_json:
-        print(json.dumps({**result.summary, "directory": str(result.directory)}, indent=2))
+        print_json({**result.summary, "directory": str(result.directory)})
     else:
         show_summary(result.directory, result.summary)
 

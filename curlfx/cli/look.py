@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from curlfx.cli.document import print_json
 from curlfx.cli.network import Classes, Frozen, Model, Shape, open_coupling, open_network
 from curlfx.cli.tables import show_table
+from curlfx.files import require_writable
 from curlfx.report.text import count, folded
 
 if TYPE_CHECKING:
@@ -42,13 +43,15 @@ def inspect(
     from curlfx.report.drawing import draw
     from curlfx.report.inspection import inspection
 
+    if drawing is not None:
+        require_writable(drawing)
     traced = open_network(model, shape=shape, classes=classes)
     coupling = open_coupling(traced, ignore)
     if drawing is not None:
         draw(coupling, drawing, title=model)
     found = inspection(model, traced, coupling)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
         return
     print(f"{model}: {count(found['macs'])} MACs, {count(found['params'])} parameters")
     for note in found["notes"]:
@@ -89,12 +92,15 @@ def explain(
     if b is not None:
         steps = coupling.why(a, b)
         if as_json:
-            print(json.dumps([vars(step) for step in steps], indent=2))
+            print_json([vars(step) for step in steps])
             return
         print("\n".join(_chain(steps)) if steps else f"{a} and {b} are the same site")
         return
     found = explanations(explain_site(coupling, a), coupling, CostModel(traced, coupling))
-    print(json.dumps(found, indent=2) if as_json else "\n\n".join(_told(site) for site in found))
+    if as_json:
+        print_json(found)
+    else:
+        print("\n\n".join(_told(site) for site in found))
 
 
 def _show_groups(found: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from curlfx.cli.decide import plan_figures, show_plan
+from curlfx.cli.document import print_json
 from curlfx.cli.job import AsJson
 from curlfx.cli.network import Classes, Frozen, Model, Shape, Weights, is_saved, open_coupling, open_network
 from curlfx.cli.tables import show_table
 from curlfx.cli.voice import say
+from curlfx.files import require_writable
 from curlfx.report.text import count
 
 if TYPE_CHECKING:
@@ -49,18 +50,20 @@ def slim(
     """
     from curlfx.planning import SlimPlan
     from curlfx.run.job import save_tensors
-    from curlfx.run.saved import save
+    from curlfx.run.saved import require_free, save
 
+    of_weights = out.suffix == ".safetensors"
+    (require_writable if of_weights else require_free)(out)
     found = SlimPlan.load(plan)
     dense = open_network(model, weights=weights, shape=shape, classes=classes)
     network = slim_network(dense, found, ignore, absorb_bias)
     mention_random_weights(model, weights)
-    if out.suffix == ".safetensors":
+    if of_weights:
         save_tensors(network.module, out, plan=plan.name)
     else:
         save(network, out, plan=found, model=None if is_saved(model) else model, num_classes=classes)
     if as_json:
-        print(json.dumps({"file": str(out), **plan_figures(found)}, indent=2))
+        print_json({"file": str(out), **plan_figures(found)})
         return
     show_plan(found)
     print(out)
@@ -105,6 +108,7 @@ def export(
 
     if onnxslim:
         check_simplifier()
+    require_writable(out)
     network = open_network(model, weights=weights, shape=shape, classes=classes)
     if plan is not None:
         network = slim_network(network, SlimPlan.load(plan), ignore)
@@ -122,7 +126,7 @@ def export(
         simplify=onnxslim,
     )
     if as_json:
-        print(json.dumps({**asdict(file), "path": str(out)}, indent=2))
+        print_json({**asdict(file), "path": str(out)})
         return
     rows = [(kind, str(number)) for kind, number in file.operators.items()]
     show_table(("operator", "number"), rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from curlfx.cli.document import print_json
 from curlfx.cli.job import AsJson
 from curlfx.cli.network import Seed
 from curlfx.cli.tables import show_table
 from curlfx.cli.voice import progress_shown
 from curlfx.errors import DataError, ModelError, UsageError
+from curlfx.files import require_writable
 from curlfx.report.text import count
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def quantize(
         raise UsageError(
             f"quantize {model}: the files of the run in {model.parent} are on its record; name another one with --out"
         )
+    require_writable(target)
     source = load_data(data, shape=shape)
     if batch is None:
         batches: Sequence[Tensor] = proxy_batches(source, images, seed)
@@ -69,7 +71,7 @@ def quantize(
     with progress_shown() as (progress, _):
         report = write_quantised(model, batches, target, reduce_range=reduce_range, progress=progress)
     if as_json:
-        print(json.dumps({**asdict(report), "path": str(target)}, indent=2, default=str))
+        print_json({**asdict(report), "path": str(target)})
         return
     agreement = "" if report.top1_agreement is None else f"{report.top1_agreement:.1%}"
     size = f"{count(report.float_bytes)}B", f"{count(report.size_bytes)}B"

@@ -26,8 +26,8 @@ def network(labelling: Labelling, channel_of: Ints, places: Mapping[str, Node]) 
 
     Returns:
         Nodes with ``labels`` (raw ones), ``channels`` (their numbers), ``free`` and ``stays`` (labels that may go, by
-        themselves or with their block, and those that stay), ``site`` (a parameter's axis, or a join) and ``made`` (a
-        layer computes these channels); edges with ``node``, ``op``, ``where``, ``kind`` (one of
+        themselves or with their block, and those that stay), ``site`` (a parameter's axis, or a join), ``node`` (of a
+        join) and ``made`` (a layer computes these channels); edges with ``node``, ``op``, ``where``, ``kind`` (one of
         `curlfx.coupling.chains.KINDS`), ``channels`` and ``stays`` (how many pairs stay). The graph itself has
         ``chains`` and ``channel_of``.
     """
@@ -40,13 +40,16 @@ def network(labelling: Labelling, channel_of: Ints, places: Mapping[str, Node]) 
     free = chains.led(channel_of > 0)
     for name, origin in zip(chains.titles, store.origins, strict=True):
         labels = np.arange(origin.start, origin.start + origin.size)
-        graph.add_node(name, site=origin.parameter, made=bool(made[labels].all()))
+        node = "" if origin.parameter else origin.name
+        graph.add_node(name, site=origin.parameter, node=node, made=bool(made[labels].all()))
         _describe(graph, name, labels, labels, channel_of, free)
     for link in chains.links:
         if link.kind != BALANCES:
             _add_edges(graph, link, chains, channel_of, free)
-    for tie in store.attached:  # the axis of a grouped weight: what it reads took the place of its own labels
-        _describe(graph, chains.title(int(tie.a[0])), tie.a.numpy(), tie.b.numpy(), channel_of, free)
+    for tie in store.attached:  # the axis of a grouped weight: what it reads or makes took the place of its own labels
+        name, origin = chains.title(int(tie.a[0])), store.origin_of(int(tie.b.max()))
+        _describe(graph, name, tie.a.numpy(), tie.b.numpy(), channel_of, free)
+        graph.nodes[name]["made"] = not origin.parameter and origin.name == tie.node  # of a transposed convolution
     return graph
 
 

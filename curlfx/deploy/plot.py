@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curlfx.errors import ConfigError
-from curlfx.files import written
+from curlfx.files import require_writable, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,17 +21,16 @@ _ROOM = 1.5  # of the axis, over the longest whisker: the text stands there
 
 
 def check_plot(path: Path) -> None:
-    """Raises: ConfigError for a format that cannot be drawn, or a folder that is not there."""
+    """Raises: ConfigError for a format that cannot be drawn; OutputError for a file that cannot be written."""
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"plot {path}: want a name that ends in {', '.join(FORMATS)}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"plot {path}: there is no folder {path.parent}; make it or name another")
+    require_writable(path)
 
 
 def plot_bench(report: BenchReport, path: Path) -> None:
     """Draw the median latency of every file, whiskers from p10 to p90, the speed-up beside it, as the suffix says.
 
-    Raises: ConfigError as `check_plot`; OutputError when it cannot be written.
+    Raises: ConfigError, OutputError as `check_plot`.
     """
     check_plot(path)
     from matplotlib import rc_context

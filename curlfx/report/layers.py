@@ -7,9 +7,12 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from torch.fx import Node
+
 from curlfx.cost.counting import Alive
 from curlfx.cost.model import CostModel
-from curlfx.coupling import Coupling, Site, places
+from curlfx.coupling import Coupling, Site
+from curlfx.coupling.vectors import Ints
 from curlfx.graph.traced import TracedModel
 
 COLUMNS = (
@@ -70,20 +73,39 @@ def group_rows(coupling: Coupling, keep: Mapping[str, Sequence[int]]) -> list[di
     ]
 
 
-def width_rows(coupling: Coupling, rows: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Per layer the channels that it makes, before and after, by its `layer_rows`, in their order."""
-    made: dict[str, int] = {}
-    for site, place in places(coupling).items():
-        name, bracket, axis = site.removesuffix("]").rpartition("[")
-        if bracket and place.role == "makes":
-            made.setdefault(name, int(axis))
-    found = []
-    for row in rows:
-        if row["layer"] in made:
-            at = made[row["layer"]]
-            before, after = (int(row[key].split("x")[at]) for key in ("shape_before", "shape_after"))
-            found.append({"layer": row["layer"].removesuffix(".weight"), "before": before, "after": after})
+def width_rows(coupling: Coupling, rows: Iterable[Mapping[str, str]], alive: Alive) -> list[dict[str, Any]]:
+    """Per layer the channels that it makes, before and after, in the order of its `layer_rows`.
+
+    Shapes: alive ``(N + 1,)`` as `Coupling.alive` makes it.
+    """
+    made = _made(coupling)
+    left = coupling.cells.alive(alive)[coupling.cells.number]
+    names = [row["layer"] for row in rows if row["layer"] in made]
+    return [
+        {"layer": name.removesuffix(".weight"), "before": made[name].size, "after": int(left[made[name]].sum())}
+        for name in names
+    ]
+
+
+def _made(coupling: Coupling) -> dict[str, Ints]:
+    """Labels of the channels that a layer makes, by its weight.
+
+    An axis of the weight has them but where it is that of one group alone, in grouped transposed convolutions: there
+    they are the node's own.
+    """
+    nodes = coupling.graph.graph["chains"].nodes
+    found: dict[str, Ints] = {}
+    for site, data in coupling.graph.nodes(data=True):
+        if data["made"]:
+            weights = [site.rpartition("[")[0]] if data["site"] else _weights(nodes[data["node"]])
+            for name in weights:
+                found.setdefault(name, data["labels"])
     return found
+
+
+def _weights(node: Node) -> list[str]:
+    """The parameter that a convolution reads as its weight."""
+    return [str(one.target) for one in node.all_input_nodes[1:2] if one.op == "get_attr"]
 
 
 def frozen_rows(coupling: Coupling) -> list[dict[str, Any]]:

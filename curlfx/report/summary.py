@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-OPTIONAL = ("int8", "latency", "gradual", "files")
+OPTIONAL = ("speedup_interval", "int8", "latency", "gradual", "files")
 """Keys that are there only where they say something."""
 
 
@@ -22,6 +22,21 @@ class Latency:
     p99: float
     min: float
     mean: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a ratio lies, as surely as ``confidence`` says, by bootstrap over the rounds of the measurement.
+
+    Attributes:
+        low: Its lower end.
+        high: Its upper end.
+        confidence: In (0, 1), as 0.95.
+    """
+
+    low: float
+    high: float
+    confidence: float
 
 
 @dataclass(frozen=True)
@@ -72,13 +87,14 @@ class Summary:
         dense: The network as it was.
         slim: The network as it is now.
         speedup: Median latency of the dense network divided by that of the slim one.
+        speedup_interval: Interval of ``speedup``; not there in summaries of earlier versions.
         verification: What was checked.
         target: What was asked for, like ``{"macs": "50%"}``.
         importance: Criterion.
         recovery: Settings of the recovery, the accuracy before it, and that after each of its stages.
         seconds: Wall-clock seconds by stage.
-        int8: ``accuracy``, ``size_bytes``, ``latency_ms`` and ``speedup`` of the slim network in 8 bits, and how far it
-            agrees with the float one on the images it was calibrated with; only where it was asked for.
+        int8: ``accuracy``, ``size_bytes``, ``latency_ms`` and ``speedup`` with its interval, of the slim network in 8
+            bits, and how far it agrees with the float one on its calibration images; only where it was asked for.
         latency: The measured plan where a latency was the target: ``limit_ms``, ``measured_ms``, ``met``, ``attempts``
             (predicted and measured), ``prediction_error`` of the table; only there.
         gradual: The pruning where it went on while the network was trained: its schedule, ``steps`` (``epoch``,
@@ -96,6 +112,7 @@ class Summary:
     dense: NetworkFigures
     slim: NetworkFigures
     speedup: float
+    speedup_interval: Interval | None = field(default=None, kw_only=True)
     verification: Verification
     target: Mapping[str, Any]
     importance: str

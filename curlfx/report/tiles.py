@@ -54,11 +54,18 @@ def change_of(before: float, after: float) -> str:
     return f"{'−' if found < 0 else '+'}{abs(found):.1f} %"
 
 
-def ratio_of(before: float, after: float) -> str:
-    """How much faster or slower: ``2.47× faster``."""
+def ratio_of(before: float, after: float, interval: Mapping[str, Any] | None = None) -> str:
+    """How much faster or slower: ``2.47× faster``, with the interval of the speed-up ``2.47× faster (2.40–2.53)``."""
     if not (before > 0 and after > 0):
         return MISSING
-    return f"{before / after:.2f}× faster" if before >= after else f"{after / before:.2f}× slower"
+    said = f"{before / after:.2f}× faster" if before >= after else f"{after / before:.2f}× slower"
+    if interval is None:
+        return said
+    low, high = number(interval["low"]), number(interval["high"])
+    if not (low > 0 and math.isfinite(high)):
+        return said
+    ends = (low, high) if before >= after else (1 / high, 1 / low)
+    return f"{said} ({ends[0]:.2f}–{ends[1]:.2f})"
 
 
 def _accuracy(summary: Mapping[str, Any], images: int) -> Tile:
@@ -76,8 +83,11 @@ def _latency(summary: Mapping[str, Any], timings: Sequence[Mapping[str, Any]]) -
     note = "median on onnxruntime"
     if spread is not None:
         note += f"; 8 of 10 calls took {spread['p10']:.3f} to {spread['p90']:.3f} ms"
+    interval = summary.get("speedup_interval")
+    if interval is not None:
+        note += f"; in brackets the {100 * interval['confidence']:g} % interval of the ratio"
     was, now = (shown(time, ".3f", " ms") for time in (before, after))
-    return Tile("Latency", was, now, ratio_of(before, after), after <= before, _share(before, after), note)
+    return Tile("Latency", was, now, ratio_of(before, after, interval), after <= before, _share(before, after), note)
 
 
 def _cost(name: str, summary: Mapping[str, Any], key: str, write: Callable[[float], str], note: str) -> Tile:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import fnmatch
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curlfx.errors import CheckError
-from curlfx.files import unreadable
-from curlfx.run.directory import LOCK, LOG, PAGE, STATE, SUMMARY
+from curlfx.files import sha256, unreadable
+from curlfx.run.directory import LOCK, LOG, PAGE, PARTIAL, STATE, SUMMARY
 
 UNRECORDED = (LOCK, LOG, PAGE, STATE, SUMMARY)
 """Files without a checksum: the summary itself, what is written after it, and what is drawn from it."""
@@ -51,8 +51,11 @@ class FileReport:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in ``folder`` and below, by its path in it, but for `UNRECORDED`. Raises: OutputError."""
-    return {name: _digest(folder / name) for name in sorted(_names(folder)) if name not in UNRECORDED}
+    """SHA-256 of every file in ``folder`` and below, by its path in it, but for `UNRECORDED`. Raises: OutputError.
+
+    What a killed process left half written is no file of the run; the next process that writes there removes it.
+    """
+    return {name: _checksum(folder / name) for name in sorted(_names(folder)) if not _unrecorded(name)}
 
 
 def compare(folder: Path, recorded: Mapping[str, str]) -> FileReport:
@@ -72,6 +75,10 @@ def compare(folder: Path, recorded: Mapping[str, str]) -> FileReport:
     )
 
 
+def _unrecorded(name: str) -> bool:
+    return name in UNRECORDED or fnmatch.fnmatch(name.rpartition("/")[2], PARTIAL)
+
+
 def _names(folder: Path) -> Iterator[str]:
     """Everything below ``folder`` that is no folder, links to folders included, by its path in it, with ``/``."""
     for place, folders, files in os.walk(folder):
@@ -80,11 +87,11 @@ def _names(folder: Path) -> Iterator[str]:
             yield (Path(place) / name).relative_to(folder).as_posix()
 
 
-def _digest(path: Path) -> str:
+def _checksum(path: Path) -> str:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return NO_PLAIN_FILE
         with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+            return sha256(stream)
     except OSError as error:
         raise unreadable(path, error) from error

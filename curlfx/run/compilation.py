@@ -9,10 +9,9 @@ from curlfx.passes.absorb_bias import absorption
 from curlfx.report.layers import frozen_rows, group_rows, layer_rows, to_csv
 from curlfx.run.directory import write_text
 from curlfx.run.job import Job
-from curlfx.run.verify import VerifyReport, gated_vs_slim
+from curlfx.run.verify import VERIFIED_IMAGES, VerifyReport, gated_vs_slim
 
 Result = dict[str, Any]
-VERIFIED_IMAGES = 4
 
 
 def trace(job: Job) -> Result:

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from curlfx.deploy import BenchEntry, BenchSettings, OnnxFile, export_onnx, prepare
+from curlfx.deploy import BenchEntry, BenchSettings, OnnxFile, Speedup, export_onnx, prepare
 from curlfx.deploy import bench as measure
+from curlfx.deploy.statistics import CONFIDENCE
 from curlfx.graph.traced import TracedModel
 from curlfx.run.config import ExportConfig
 from curlfx.run.int8 import INT8, write_int8
@@ -17,7 +18,7 @@ from curlfx.run.saved import PROGRAM, load, write_graph
 from curlfx.run.verify import OTHER_BATCH, VerifyReport, graph_vs_slim, torch_vs_onnx
 
 Result = dict[str, Any]
-FILES = {"dense": "dense.onnx", "slim": "slim.onnx"}
+ONNX_FILES = {"dense": "dense.onnx", "slim": "slim.onnx"}
 
 
 def export(job: Job) -> Result:
@@ -27,11 +28,11 @@ def export(job: Job) -> Result:
     """
     found: Result = {}
     for name, network in (("dense", job.traced), ("slim", job.slim)):
-        file = write_onnx(network, job.file(FILES[name]), job.config.export)
+        file = write_onnx(network, job.file(ONNX_FILES[name]), job.config.export)
         found[name] = {"size_bytes": file.size_bytes, "opset": file.opset, "operators": file.operators}
     write_graph(job.slim, job.directory.path, job.config.model, job.subject.data.num_classes)
     if job.config.export.int8:
-        found["int8"] = write_int8(job, job.file(FILES["slim"]))
+        found["int8"] = write_int8(job, job.file(ONNX_FILES["slim"]))
     check = graph_vs_slim(job.slim, load(job.directory.path, graph=True))
     VerifyReport((check,)).require()
     return {**found, "graph": {"size_bytes": job.file(PROGRAM).stat().st_size, "check": asdict(check)}}
@@ -58,7 +59,7 @@ def verify(job: Job) -> Result:
     """
     images, checks = job.test_images(OTHER_BATCH), []
     for name, network in (("dense", job.traced), ("slim", job.slim)):
-        found = torch_vs_onnx(name, network, job.file(FILES[name]), images)
+        found = torch_vs_onnx(name, network, job.file(ONNX_FILES[name]), images)
         job.say(f"torch vs onnx, {name}: {max(check.error for check in found):.1e}")
         checks += found
     VerifyReport(tuple(check for check in checks if not math.isfinite(check.error))).require()
@@ -68,7 +69,7 @@ def verify(job: Job) -> Result:
 def bench(job: Job) -> Result:
     """Time both files on onnxruntime, turn and turn about."""
     settings = BenchSettings(**job.config.bench.model_dump(), seed=job.config.seed)
-    files = FILES | ({"int8": INT8} if job.config.export.int8 else {})
+    files = ONNX_FILES | ({"int8": INT8} if job.config.export.int8 else {})
     found = measure([job.file(name) for name in files.values()], settings, progress=job.progress)
     entries = dict(zip(files, found.entries, strict=True))
     surroundings = dict(found.environment)
@@ -82,7 +83,9 @@ def bench(job: Job) -> Result:
     quantised = entries["int8"].speedup if "int8" in entries else None
     return {
         "speedup": ratio,
+        "speedup_interval": _interval(speedup),
         **({} if quantised is None else {"int8_speedup": quantised.ratio}),
+        **({} if quantised is None else {"int8_speedup_interval": _interval(quantised)}),
         "latency_ms": {name: _latency(entry) for name, entry in entries.items()},
         "timings": [{"name": name, **entry.latency_ms.to_json()} for name, entry in entries.items()],
         "measurement": (
@@ -100,6 +103,10 @@ def bench(job: Job) -> Result:
         },
         "padding": job.cost.block,
     }
+
+
+def _interval(speedup: Speedup | None) -> dict[str, float] | None:
+    return None if speedup is None else {"low": speedup.low, "high": speedup.high, "confidence": CONFIDENCE}
 
 
 def _latency(entry: BenchEntry) -> dict[str, float]:

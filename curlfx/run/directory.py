@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import fnmatch
 import json
-import tempfile
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +18,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from curlfx.errors import CheckError, OutputError
-from curlfx.files import discard, read_json, unwritable, write_bytes
+from curlfx.files import discard, probe, read_json, unreadable, unwritable, write_bytes
+from curlfx.run.results import damage
 from curlfx.run.yaml_text import read_yaml_file
 
 STATE = "state.json"
@@ -105,9 +109,7 @@ class RunDirectory:
         Raises: OutputError when it is no run directory, its record cannot be read, another process runs in it, or a
             link stands where this one would write.
         """
-        state, config = path / STATE, path / CONFIG
-        if not (state.is_file() and config.is_file()):
-            raise OutputError(f"resume={path}: want a run directory (with {CONFIG} and {STATE}); found none there")
+        _require_run(path)
         directory = cls(path)
         try:
             directory._require_no_links()
@@ -115,8 +117,8 @@ class RunDirectory:
         except OSError as error:
             raise unwritable(path, error) from error
         try:
-            directory.done, directory.seconds = _read_state(state)
-            settings = _read_config(config)
+            directory.done, directory.seconds = _read_state(path / STATE)
+            settings = _read_config(path / CONFIG)
         except OutputError:
             directory.close()
             raise
@@ -167,7 +169,7 @@ class RunDirectory:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise OutputError(f"{self.path}: another run is working here; wait for it to end") from error
+            raise _in_use(self.path) from error
         self._lock = lock
         self.checkpoints.mkdir(exist_ok=True)
 
@@ -205,6 +207,50 @@ class RunDirectory:
                 return
 
 
+@contextmanager
+def looked_at(path: Path) -> Iterator[tuple[RunDirectory, dict[str, Any]]]:
+    """The folder of an earlier run as `RunDirectory.reopen` gives it, for reading: it may be on a read-only disk.
+
+    Nothing is written; no run goes on here meanwhile, others may look.
+    Raises: OutputError when it is no run directory, its record cannot be read, or another process runs in it.
+    """
+    _require_run(path)
+    with _shared(path):
+        directory = RunDirectory(path, *_read_state(path / STATE))
+        yield directory, _read_config(path / CONFIG)
+
+
+@contextmanager
+def _shared(folder: Path) -> Iterator[None]:
+    """Keep runs away from a folder that was locked before; without its lock file none is working there."""
+    lock = folder / LOCK
+    try:
+        handle = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        yield
+        return
+    except OSError as error:
+        raise unreadable(lock, error) from error
+    try:
+        with suppress(OSError):  # a disk that knows no locks: no run has one there
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise _in_use(folder) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _require_run(path: Path) -> None:
+    if not ((path / STATE).is_file() and (path / CONFIG).is_file()):
+        raise OutputError(f"resume={path}: want a run directory (with {CONFIG} and {STATE}); found none there")
+
+
+def _in_use(path: Path) -> OutputError:
+    return OutputError(f"{path}: another run is working here; wait for it to end")
+
+
 def _read_state(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
     """Results and seconds of the finished stages. Raises: OutputError naming the file and what is wrong with it."""
     try:
@@ -236,9 +282,9 @@ def _fault(record: Any) -> str | None:
     for stage, result in done.items():
         if not isinstance(result, dict):
             return f"done['{stage}']: want keys with values, found {result!r}"
-        if type(seconds.get(stage)) not in (int, float):
+        if type(seconds.get(stage)) not in (int, float) or not math.isfinite(seconds[stage]):
             return f"seconds['{stage}']: want a number, found {seconds.get(stage)!r}"
-    return None
+    return damage(done)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -287,7 +333,7 @@ def _make(out: Path) -> tuple[list[Path], Path]:
         _require_free(out)
         missing = [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
-        _probe(out, missing)
+        _try(out, missing)
     except OSError as error:
         raise unwritable(out, error) from error
     return missing, out
@@ -300,11 +346,10 @@ def _only_begun(folder: Path) -> bool:
     return LOCK in names and names == ours and not any((folder / CHECKPOINTS).glob("*"))
 
 
-def _probe(folder: Path, made: list[Path]) -> None:
-    """Try a small file, so that a folder that exists but cannot be written is found before any work."""
+def _try(folder: Path, made: list[Path]) -> None:
+    """Find a folder that exists but cannot be written before any work; then the folders we made go again."""
     try:
-        with tempfile.TemporaryFile(dir=folder) as stream:
-            stream.write(b"curlfx")
+        probe(folder)
     except OSError:
         for path in made:
             path.rmdir()

@@ -14,7 +14,7 @@ from curlfx.recovery.checkpoint import Checkpoint
 from curlfx.report.accuracy import CONTROL, TRAININGS
 from curlfx.report.layers import width_rows
 from curlfx.report.outline import as_values, outline
-from curlfx.run.deployment import FILES
+from curlfx.run.deployment import ONNX_FILES
 from curlfx.run.int8 import INT8
 from curlfx.run.job import Job
 
@@ -26,7 +26,7 @@ def exhibits(job: Job, layers: Iterable[Mapping[str, str]]) -> dict[str, Any]:
     """Everything of a job whose other stages are done, as JSON values; ``layers`` are the rows of ``layers.csv``."""
     operators, remarks = time_by_operator(job)
     return {
-        "widths": width_rows(job.coupling, layers),
+        "widths": width_rows(job.coupling, layers, job.alive),
         "outline": as_values(*outline(job.coupling)),
         "epochs": epochs(job.directory.checkpoints),
         "operators": operators,
@@ -63,7 +63,7 @@ def time_by_operator(job: Job) -> tuple[dict[str, list[dict[str, Any]]], list[st
         seed=job.config.seed,
         profile=True,
     )
-    files = FILES | ({"int8": INT8} if job.config.export.int8 else {})
+    files = ONNX_FILES | ({"int8": INT8} if job.config.export.int8 else {})
     try:
         found = measure([job.file(name) for name in files.values()], settings)
     except (ConfigError, ModelError) as error:

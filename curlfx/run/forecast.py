@@ -10,7 +10,7 @@ from typing import Any
 from curlfx.cost import CostModel
 from curlfx.planning.target import parse_targets
 from curlfx.run.config import PUBLISHED, RunConfig
-from curlfx.run.deployment import FILES
+from curlfx.run.deployment import ONNX_FILES
 from curlfx.run.directory import CHECKPOINTS, CONFIG, LOG, PAGE, STATE, SUMMARY, planned_path
 from curlfx.run.int8 import INT8
 from curlfx.run.pace import REPEATS, Pace, measure_pace
@@ -200,5 +200,5 @@ def _training(epochs: int, images: int, batch: int) -> str:
 
 def _files(config: RunConfig) -> tuple[str, ...]:
     optional = [INT8] * config.export.int8 + [SEARCH] * config.search.enabled
-    network = (PLAN, "layers.csv", WEIGHTS, PROGRAM, MANIFEST, *FILES.values(), *optional)
+    network = (PLAN, "layers.csv", WEIGHTS, PROGRAM, MANIFEST, *ONNX_FILES.values(), *optional)
     return (CONFIG, *network, SUMMARY, PAGE, STATE, LOG, f"{CHECKPOINTS}/")

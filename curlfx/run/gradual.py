@@ -7,22 +7,22 @@ from typing import Any
 
 from curlfx.cost import CostModel
 from curlfx.coupling import Coupling, couple
+from curlfx.errors import OutputError
 from curlfx.files import read_text
 from curlfx.gradual import GradualPruner, PruneStep, Pruning
 from curlfx.graph.traced import TracedModel
 from curlfx.planning import SlimPlan
 from curlfx.planning.apply import slim
 from curlfx.recovery import FitResult, Loader, fit
-from curlfx.run.directory import write_text
+from curlfx.run.directory import STATE, write_text
 from curlfx.run.job import Job, reading, save_tensors
 from curlfx.run.latency import measured_table
 from curlfx.run.pruner import make_pruner
 from curlfx.run.subject import scoring_batches
-from curlfx.run.verify import MASKED, Check, VerifyReport, masked_vs_slim
+from curlfx.run.verify import MASKED, VERIFIED_IMAGES, Check, VerifyReport, masked_vs_slim
 
 Result = dict[str, Any]
 PLAN = "gradual-plan.json"
-VERIFIED_IMAGES = 4
 
 
 def train(job: Job, validation: Loader) -> tuple[FitResult, Result]:
@@ -115,7 +115,13 @@ def _seconds(found: FitResult, pruner: GradualPruner) -> Result:
 
 def score(job: Job) -> Result:
     """The channels were scored at every step of the training; what they were ranked by."""
-    return {"criterion": job.config.importance, "details": {"steps": len(job.done("train")["gradual"]["steps"])}}
+    pruning = job.done("train").get("gradual")
+    if pruning is None:
+        raise OutputError(
+            f"{job.file(STATE)}: done['train'].gradual: missing, though gradual.interval is set; restore the file, or "
+            "start a new run"
+        )
+    return {"criterion": job.config.importance, "details": {"steps": len(pruning["steps"])}}
 
 
 def plan(job: Job) -> SlimPlan:

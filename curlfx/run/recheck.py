@@ -8,8 +8,8 @@ from pathlib import Path
 from curlfx.errors import OutputError, VerificationError
 from curlfx.report.text import verdict
 from curlfx.run.checksums import FileReport, compare
-from curlfx.run.deployment import FILES
-from curlfx.run.directory import STATE, RunDirectory
+from curlfx.run.deployment import ONNX_FILES
+from curlfx.run.directory import STATE, looked_at
 from curlfx.run.job import Job
 from curlfx.run.reporting import read_summary
 from curlfx.run.saved import MANIFEST, load
@@ -53,8 +53,7 @@ def check_record(folder: Path) -> Record | None:
     """
     if not (folder / STATE).is_file() and (folder / MANIFEST).is_file():
         return None
-    directory, _ = RunDirectory.reopen(folder)
-    with directory:
+    with looked_at(folder) as (directory, _):
         if "report" not in directory.done:
             return None
         summary = read_summary(folder)
@@ -73,15 +72,14 @@ def recheck(folder: Path) -> VerifyReport:
     """
     if not (folder / STATE).is_file() and (folder / MANIFEST).is_file():
         return _recheck_saved(folder)
-    directory, settings = RunDirectory.reopen(folder)
-    with directory:
+    with looked_at(folder) as (directory, settings):
         if "export" not in directory.done:
             raise OutputError(
                 f"{folder}: this run has not exported anything yet; go on with curlfx run resume={folder}"
             )
         config = make_config(settings)
         job = Job(config, load_subject(config), directory, None, lambda _: None)
-        files = {name: job.file(file) for name, file in FILES.items()}
+        files = {name: job.file(file) for name, file in ONNX_FILES.items()}
         images = job.test_images(OTHER_BATCH)
         found = verify(job.traced, job.plan, images, coupling=job.coupling, slim=job.slim, files=files)
         return VerifyReport((*found.checks, graph_vs_slim(job.slim, load(folder, graph=True))))

@@ -17,7 +17,7 @@ from curlfx.planning import SlimPlan
 from curlfx.report.content import PageContent
 from curlfx.report.layers import from_csv
 from curlfx.report.page import render
-from curlfx.report.summary import Latency, NetworkFigures, Summary, Verification
+from curlfx.report.summary import Interval, Latency, NetworkFigures, Summary, Verification
 from curlfx.run.checksums import checksums
 from curlfx.run.command import command
 from curlfx.run.config import RecoveryConfig
@@ -155,6 +155,7 @@ def _summary(job: Job) -> Summary:
     config, done = job.config, job.directory.done
     dense, slim = _figures(done, "dense"), _figures(done, "slim")
     gated, checks = done["slim"]["check"], done["verify"]["checks"]
+    interval = done["bench"].get("speedup_interval")  # an earlier version measured without it
     passed = VerifyReport(tuple(Check(**check) for check in (gated, *checks))).passed
     return Summary(
         model=config.model,
@@ -164,6 +165,7 @@ def _summary(job: Job) -> Summary:
         dense=dense,
         slim=slim,
         speedup=done["bench"]["speedup"],
+        speedup_interval=None if interval is None else Interval(**interval),
         verification=Verification(gated["error"], max(check["error"] for check in checks), passed=passed),
         target=config.target.as_mapping(),
         importance=config.importance,
@@ -187,7 +189,9 @@ def _int8(done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     if "int8" not in done["export"]:
         return None
     bench = done["bench"]
-    return {**done["export"]["int8"], "latency_ms": bench["latency_ms"]["int8"], "speedup": bench["int8_speedup"]}
+    found = {**done["export"]["int8"], "latency_ms": bench["latency_ms"]["int8"], "speedup": bench["int8_speedup"]}
+    interval = bench.get("int8_speedup_interval")  # likewise
+    return found if interval is None else {**found, "speedup_interval": interval}
 
 
 def _recovered(config: RecoveryConfig, done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

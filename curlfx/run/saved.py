@@ -11,7 +11,6 @@ No file holds a pickle. A run directory holds these files beside its own.
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from curlfx.deploy.examples import describe_inputs, make_inputs
 from curlfx.deploy.program import load_program, save_program
 from curlfx.errors import ModelError, OutputError, PlanError, SavedError, TraceError
-from curlfx.files import unwritable, write_bytes
+from curlfx.files import probe, sha256, unwritable, write_bytes
 from curlfx.graph.trace import trace
 from curlfx.graph.traced import TracedModel
 from curlfx.ops.table import Rule
@@ -101,7 +100,7 @@ class Manifest(BaseModel):
     def content(self, folder: Path, name: str) -> bytes:
         """The bytes of a file, as they were written. Raises: SavedError when they are missing or others."""
         content = _read(folder / name)
-        if self.files.get(name) != _hash(content):
+        if self.files.get(name) != sha256(content):
             raise SavedError(f"{folder / name} is not the file that was saved (its hash differs); restore it")
         return content
 
@@ -132,22 +131,34 @@ def save(
     folder = Path(folder)
     if model is not None:
         _check_origin(slim, plan, model, num_classes, rules)
+    require_free(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        strangers = sorted({path.name for path in folder.iterdir()} - {MANIFEST, *FILES})
     except OSError as error:
         raise unwritable(folder, error) from error
-    if strangers:
-        raise OutputError(f"{folder} holds other files ({strangers[0]}); name another folder")
     write_bytes(folder / PLAN, plan.noting(**_origin(model, num_classes)).to_json().encode())
     save_tensors(slim.module, folder / WEIGHTS, plan=PLAN)
     write_graph(slim, folder, model, num_classes)
 
 
+def require_free(folder: Path) -> None:
+    """Refuse a folder that `save` would refuse, before the work that makes the network; nothing is made.
+
+    Raises: OutputError when it holds other files or cannot be written.
+    """
+    try:
+        probe(next(place for place in (folder, *folder.parents) if place.exists()))
+        strangers = sorted({path.name for path in folder.iterdir()} - {MANIFEST, *FILES}) if folder.exists() else []
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    if strangers:
+        raise OutputError(f"{folder} holds other files ({strangers[0]}); name another folder")
+
+
 def write_graph(slim: TracedModel, folder: Path, model: str | None, num_classes: int | None) -> None:
     """Write what is still missing beside the plan and the weights: the graph, and the description of them all."""
     save_program(slim, folder / PROGRAM)
-    files = {name: _hash(_read(folder / name)) for name in FILES}
+    files = {name: sha256(_read(folder / name)) for name in FILES}
     write_json(folder / MANIFEST, Manifest.of(slim, model, num_classes, files).model_dump(mode="json"))
 
 
@@ -281,7 +292,7 @@ def _constants(network: TracedModel) -> dict[str, str]:
 
 
 def _tensor_hash(tensor: Tensor) -> str:
-    return _hash(safetensors.torch.save({"": tensor.detach().cpu().clone().contiguous()}))
+    return sha256(safetensors.torch.save({"": tensor.detach().cpu().clone().contiguous()}))
 
 
 def _origin(model: str | None, num_classes: int | None) -> dict[str, JsonValue]:
@@ -296,10 +307,6 @@ def _what_else(folder: Path) -> str:
     if (folder / STATE).is_file():
         return f"its run has not come to the export, or is of an earlier curlfx (no {MANIFEST})"
     return f"want {MANIFEST}, as curlfx.save and curlfx run write it"
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _read(path: Path) -> bytes:

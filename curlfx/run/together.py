@@ -13,9 +13,9 @@ from curlfx.recovery import Processes
 from curlfx.run.directory import CHECKPOINTS, RunDirectory
 from curlfx.run.job import SLIM, START, Job
 
-TRAININGS = frozenset({"train", "overparam", "recover", "refine"})
+SHARED = frozenset({"train", "overparam", "recover", "refine"})
 """Stages that all processes take part in, beside a plan that is searched for; in others they wait at rest."""
-FILES = (
+SENT = (
     "plan.json",
     SLIM,
     *(f"{CHECKPOINTS}/{name}" for name in ("dense.safetensors", START, "scores.json")),
@@ -55,7 +55,7 @@ def do_stage(group: Processes, name: str, stage: Callable[[Job], dict[str, Any]]
     Raises: what the stage raises; in processes that have no part in it, a CheckError for what is no error of ours.
     """
     searches = name == "plan" and job.config.search.enabled
-    if not (name in TRAININGS or searches):
+    if not (name in SHARED or searches):
         return group.on_leader(lambda: stage(job))
     _send_files(group, job.directory)
     return stage(job)
@@ -65,7 +65,7 @@ def _send_files(group: Processes, directory: RunDirectory) -> None:
     """Give all processes the files that a training reads: folders may be on machines of their own."""
     if group.count == 1:
         return
-    paths = {name: directory.path / name for name in FILES}
+    paths = {name: directory.path / name for name in SENT}
     files = group.on_leader(lambda: {name: path.read_bytes() for name, path in paths.items() if path.exists()})
     if not group.leads:
         for name, content in files.items():

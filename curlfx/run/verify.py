@@ -27,6 +27,8 @@ MASKED = "trained vs slim, float64"
 GRAPH = "saved graph vs torch"
 GRAPH_BOUND = 1e-5  # 0 where both lay their weights out alike
 OTHER_BATCH = 3
+VERIFIED_IMAGES = 4
+"""Images on which a run compares networks that must agree."""
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def test_a_full_disk(program: Program, tmp_path: Path, monkeypatch: pytest.Monke
         (["verify", "."], ["want a run directory"]),
         (["bench", "nothing.onnx"], ["nothing.onnx"]),
         (["bench", "nothing.onnx", "--plot", "a.txt"], ["plot a.txt: want a name that ends in .svg, .png, .pdf"]),
-        (["bench", "nothing.onnx", "--plot", "no/a.svg"], ["there is no folder no"]),
+        (["bench", "nothing.onnx", "--plot", "no/a.svg"], ["cannot write no/a.svg: No such file"]),
         (["report", "nowhere"], ["want a run directory"]),
         (["export", "curlfx:digits", "--weights", "nothing.pth"], ["nothing.pth"]),
     ],

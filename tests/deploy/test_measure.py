@@ -19,6 +19,7 @@ from curlfx.errors import ConfigError, OutputError
 from curlfx.graph import TracedModel, trace
 from curlfx.planning.probes import random_widths
 from curlfx.progress import StepEvent
+from tests.killed import Killed
 
 Subject = tuple[TracedModel, Coupling]
 SETTINGS = TableSettings(probes=4, round_to=4)
@@ -50,10 +51,6 @@ class Steps:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **more: None
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 def never(self: Stopwatch, keep: Mapping[str, tuple[int, ...]], dense_ms: float | None) -> Sample:

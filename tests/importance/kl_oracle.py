@@ -8,6 +8,7 @@ from curlfx.coupling import Coupling, couple
 from curlfx.graph import TracedModel, trace
 from curlfx.passes.gate import GATES, Gate
 from curlfx.progress import StepEvent
+from tests.killed import Killed
 
 
 class Pooled(nn.Module):
@@ -23,10 +24,6 @@ class Pooled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
-
-
-class Killed(BaseException):
-    """Stands for the end of a process."""
 
 
 class Killer:

@@ -16,7 +16,8 @@ from curlfx.graph import trace
 from curlfx.importance import exact, partial, score, together
 from curlfx.importance.gated import GatedNetwork
 from curlfx.importance.section import Forward
-from tests.importance.kl_oracle import Killed, Killer, assert_same, naive, traced_and_coupled
+from tests.importance.kl_oracle import Killer, assert_same, naive, traced_and_coupled
+from tests.killed import Killed
 from tests.networks.fixtures import FIXTURES
 from tests.networks.strategies import draw_recipe
 

@@ -23,6 +23,7 @@ from curlfx.recovery.overparam import as_traced
 from curlfx.recovery.recipes import RECIPES, find_recipe
 from curlfx.recovery.similarity import similarities, similarity_loss
 from curlfx.recovery.taps import per_image, tapped
+from tests.killed import Killed
 from tests.recovery.test_fit import Clouds
 
 TRAIN = TrainSettings(epochs=3, lr=0.02, batch_size=16, distillation=0.0, amp="off")
@@ -223,10 +224,6 @@ def test_merging_now_and_then_keeps_the_function(dense: TracedModel, slim: Trace
     fit_expanded(slim, Clouds(), settings, teacher=dense)
     for name, parameter in slim.module.named_parameters():
         torch.testing.assert_close(parameter, before.module.get_parameter(name), rtol=1e-5, atol=1e-6, msg=name)
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 class Murderer:

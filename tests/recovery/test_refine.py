@@ -27,16 +27,13 @@ from curlfx.recovery import (
     teacher_logits,
 )
 from curlfx.sources import from_datasets, load_data
+from tests.killed import Killed
 
 CLASSES, COUNT = 3, 20
 REFINING = TrainSettings(
     epochs=3, batch_size=8, lr=0.05, momentum=0.9, nesterov=False, temperature=1.0, label_lr=1.0, amp="off"
 )
 SHORT = Recipe(TrainSettings(epochs=2, batch_size=8, lr=0.05, warmup_epochs=0.5, mixup=1.0, amp="off"), refine=REFINING)
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 class Murderer:

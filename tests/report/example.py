@@ -19,7 +19,7 @@ from curlfx.recovery.checkpoint import EpochRecord
 from curlfx.report.content import PageContent
 from curlfx.report.layers import frozen_rows, group_rows, layer_rows, width_rows
 from curlfx.report.outline import as_values, outline
-from curlfx.report.summary import Latency, NetworkFigures, Summary, Verification
+from curlfx.report.summary import Interval, Latency, NetworkFigures, Summary, Verification
 
 FIGURES = NetworkFigures(2_000_000, 2_100_000, 50_000, 210_000, 0.98, Latency(1.0, 1.5, 2.0, 0.9, 1.1))
 SUMMARY = Summary(
@@ -30,6 +30,7 @@ SUMMARY = Summary(
     dense=FIGURES,
     slim=NetworkFigures(1_000_000, 1_200_000, 20_000, 90_000, 0.97, Latency(0.5, 0.6, 1.0, 0.4, 0.5)),
     speedup=2.0,
+    speedup_interval=Interval(1.95, 2.05, 0.95),
     verification=Verification(1e-16, 1e-6, passed=True),
     target={"macs": "50%"},
     importance="kl",
@@ -132,7 +133,7 @@ def example(**changes: Any) -> PageContent:
         "padding": 16,
         "config": "seed: 0\nimportance: kl\n",
         "command": "curlfx run model=curlfx:digits 'ignored_layers=[\"a b\"]'",
-        "widths": width_rows(coupling, layers),
+        "widths": width_rows(coupling, layers, coupling.alive(keep)),
         "scores": {group.id: draw.lognormal(-6, 2, group.width).tolist() for group in coupling.groups},
         "keep": keep,
         "outline": as_values(*outline(coupling)),

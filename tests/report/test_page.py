@@ -272,12 +272,28 @@ def test_tiles() -> None:
     assert (found["Accuracy"].before, found["Accuracy"].after) == ("98.00 %", "97.00 %")
     assert (found["Accuracy"].change, found["Accuracy"].good) == ("−1.00 points", False)
     assert (found["MACs"].after, found["MACs"].change, found["MACs"].share) == ("1 M", "−50.0 %", 50.0)
-    assert (found["Latency"].change, found["Latency"].good) == ("2.00× faster", True)
+    assert (found["Latency"].change, found["Latency"].good) == ("2.00× faster (1.95–2.05)", True)
+    assert found["Latency"].note.endswith("; in brackets the 95 % interval of the ratio")
     assert "8 of 10 calls took 0.450 to 0.600 ms" in found["Latency"].note
     assert change_of(10, 11) == "+10.0 %"
     assert change_of(0, 1) == "–"
     assert ratio_of(1.0, 2.0) == "2.00× slower"
     assert ratio_of(math.nan, 2.0) == "–"
+
+
+def test_the_interval_of_a_speed_up() -> None:
+    ends = {"low": 0.4, "high": 0.5, "confidence": 0.95}
+    assert ratio_of(1.0, 2.0, ends) == "2.00× slower (2.00–2.50)"
+    assert ratio_of(1.0, 2.0, {**ends, "low": math.nan}) == "2.00× slower"
+    assert '<span class="chip good">2.00× faster (1.95–2.05)</span>' in render(example())
+
+
+def test_a_summary_of_an_earlier_version_has_no_interval() -> None:
+    older = {key: value for key, value in example().summary.items() if key != "speedup_interval"}
+    latency = tiles(example(summary=older))[1]
+    assert latency.change == "2.00× faster"
+    assert latency.note == "median on onnxruntime; 8 of 10 calls took 0.450 to 0.600 ms"
+    assert "2.00× faster</span>" in render(example(summary=older))
 
 
 def test_a_failed_verification_is_seen() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
 
 from curlfx.cost import CostModel
-from curlfx.coupling import couple
+from curlfx.coupling import couple, places
 from curlfx.graph.trace import trace
 from curlfx.models import MODELS
 from curlfx.passes.slim import Slim
@@ -85,14 +86,58 @@ def test_layers_of_a_slim_network() -> None:
     assert frozen_rows(coupling)[0]["site"] == "head.weight axis 0"
 
 
+def widths(network: torch.nn.Module, keep: Mapping[str, Sequence[int]]) -> list[tuple[str, int, int]]:
+    """Name, width before and width after of every layer, and that the slim network computes as many channels."""
+    traced = trace(network, (torch.randn(2, 1, 8, 8),))
+    coupling = couple(traced)
+    slim, alive = Slim(coupling, keep)(traced), coupling.alive(keep)
+    rows = layer_rows(traced, slim, coupling, CostModel(traced, coupling), alive)
+    found = [(row["layer"], row["before"], row["after"]) for row in width_rows(coupling, rows, alive)]
+    for place, of in ((1, traced), (2, slim)):
+        computed = [node.meta["val"].shape[1] for node in of.graph.nodes if "conv" in str(node.target)]
+        assert [one[place] for one in found] == computed
+    return found
+
+
 def test_widths_are_those_of_the_axis_that_makes_channels() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1), torch.nn.ConvTranspose2d(4, 6, 2), torch.nn.Conv2d(6, 2, 1))
-    coupling = couple(trace(network, (torch.randn(2, 1, 8, 8),)))
-    before = {"0.weight": "4x1x1x1", "0.bias": "4", "1.weight": "4x6x2x2", "2.weight": "2x6x1x1"}
-    after = {**before, "0.weight": "3x1x1x1", "1.weight": "3x5x2x2", "2.weight": "2x5x1x1"}
-    rows = [{"layer": name, "shape_before": before[name], "shape_after": after[name]} for name in before]
-    assert width_rows(coupling, rows) == [
-        {"layer": "0", "before": 4, "after": 3},
-        {"layer": "1", "before": 6, "after": 5},
-        {"layer": "2", "before": 2, "after": 2},
-    ]
+    assert widths(network, {"0.weight": (0, 1, 3), "1.weight": (0, 1, 2, 3, 5)}) == [
+        ("0", 4, 3), ("1", 6, 5), ("2", 2, 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("groups", "outputs", "keep", "after"),
+    [
+        (2, 8, {"1.weight": (0, 1, 2, 4, 6, 7)}, 6),  # three channels of each group
+        (4, 8, {"0.weight#blocks": (0, 2, 3)}, 6),  # three groups
+        (4, 8, {"0.weight#blocks": (0, 2), "1.weight": (0, 2, 4, 6)}, 2),  # two groups, one channel of each
+        (4, 4, {"0.weight#blocks": (1, 2, 3)}, 3),  # groups of one output
+        (8, 16, {"0.weight#blocks": (1, 2, 3)}, 6),  # groups of one input
+    ],
+)
+def test_the_width_of_a_grouped_transposed_convolution(
+    groups: int, outputs: int, keep: dict[str, Sequence[int]], after: int, bias: bool
+) -> None:
+    """Its weight has the channels of one group along axis 1."""
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 1),
+        torch.nn.ConvTranspose2d(8, outputs, 2, groups=groups, bias=bias),
+        torch.nn.Conv2d(outputs, 2, 1),
+    )
+    first, second, last = widths(network, keep)
+    assert (second, last) == (("1", outputs, after), ("2", 2, 2))
+    assert first == ("0", 8, 8 * len(keep["0.weight#blocks"]) // groups if "0.weight#blocks" in keep else 8)
+
+
+def test_a_grouped_transposed_convolution_makes_the_channels_behind_it() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 1), torch.nn.ConvTranspose2d(8, 8, 2, groups=2))
+    known = places(couple(trace(network, (torch.randn(2, 1, 8, 8),))))
+    assert {axis: (known[f"1.weight[{axis}]"].role, known[f"1.weight[{axis}]"].width) for axis in (0, 1)} == {
+        0: ("reads", 8),
+        1: ("makes", 8),
+    }
+    grouped = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 1), torch.nn.Conv2d(8, 8, 1, groups=2))
+    known = places(couple(trace(grouped, (torch.randn(2, 1, 8, 8),))))
+    assert [known[f"1.weight[{axis}]"].role for axis in (0, 1)] == ["makes", "reads"]

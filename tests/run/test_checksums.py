@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from curlfx.errors import CheckError, OutputError, VerificationError
 from curlfx.run.checksums import NO_PLAIN_FILE, UNRECORDED, checksums, compare
-from curlfx.run.recheck import check_record
+from curlfx.run.directory import RunDirectory, looked_at
+from curlfx.run.recheck import check_record, recheck
 from curlfx.run.runner import RunResult
 
 
@@ -116,3 +119,65 @@ def test_checksums_that_are_none(copied: Path, files: object) -> None:
     rewritten(copied, files=files)
     with pytest.raises(OutputError, match=r"summary\.json: key 'files"):
         check_record(copied)
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    """When everything in a folder, and the folder, was last changed."""
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("locked_before", [True, False])
+def test_a_folder_that_is_read_only(copied: Path, locked_before: bool) -> None:
+    if not locked_before:  # copied by something that leaves hidden files out
+        (copied / ".lock").unlink()
+    paths = (copied, *copied.rglob("*"))
+    for path in paths:
+        path.chmod(path.stat().st_mode & ~0o222)
+    before = snapshot(copied)
+    try:
+        record = check_record(copied)
+        assert record is not None
+        assert record.good
+        assert recheck(copied).passed
+        assert snapshot(copied) == before  # for whom permissions do not bind
+    finally:
+        for path in paths:
+            path.chmod(path.stat().st_mode | 0o200)
+
+
+def test_a_folder_in_which_a_run_is_working(copied: Path) -> None:
+    with RunDirectory.reopen(copied)[0]:
+        for look in (check_record, recheck):
+            with pytest.raises(OutputError, match="another run is working here; wait for it to end"):
+                look(copied)
+    with looked_at(copied) as (directory, _), looked_at(copied):
+        assert "report" in directory.done
+        with pytest.raises(OutputError, match="another run is working here"):
+            RunDirectory.reopen(copied)
+    RunDirectory.reopen(copied)[0].close()
+
+
+def test_a_disk_that_knows_no_locks(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> NoReturn:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("curlfx.run.directory.fcntl.flock", unknown)
+    with looked_at(copied) as (directory, settings):
+        assert "report" in directory.done
+        assert settings["data"] == "digits"
+
+
+def test_a_lock_that_is_a_link_is_not_followed(copied: Path, tmp_path: Path) -> None:
+    (copied / ".lock").unlink()
+    (copied / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match=r"cannot read .*\.lock"):
+        check_record(copied)
+
+
+def test_what_a_killed_process_left_half_written_is_no_extra_file(copied: Path) -> None:
+    (copied / "checkpoints" / ".refine.pt.7.partial").write_text("half")
+    record = check_record(copied)
+    assert record is not None
+    assert record.good
+    RunDirectory.reopen(copied)[0].close()
+    assert not (copied / "checkpoints" / ".refine.pt.7.partial").exists()

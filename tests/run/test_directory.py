@@ -135,13 +135,13 @@ def test_two_runs_in_one_directory(tmp_path: Path) -> None:
 
 def test_finished_stages_and_leftovers(tmp_path: Path) -> None:
     with RunDirectory.create(tmp_path / "run", "digits", {}) as directory:
-        directory.record("train", {"accuracy": 0.5}, 1.5)
+        directory.record("train", {"epochs": 2, "accuracy": 0.5}, 1.5)
         directory.log("hello")
     leftover = tmp_path / "run" / ".slim.onnx.123.partial"
     leftover.write_text("half a file of a killed process")
     directory, _ = RunDirectory.reopen(tmp_path / "run")
     with directory:
-        assert directory.done == {"train": {"accuracy": 0.5}}
+        assert directory.done == {"train": {"epochs": 2, "accuracy": 0.5}}
         assert directory.seconds == {"train": 1.5}
     assert not leftover.exists()
     assert (tmp_path / "run" / "log.txt").read_text().endswith("  hello\n")
@@ -168,6 +168,16 @@ def test_a_result_that_is_not_finite_is_not_recorded(tmp_path: Path) -> None:
         (state({"train": {}, "trace": {}}), "'done' has stage 'trace' without 'dense'"),
         (state({"train": 1}), r"done\['train'\]: want keys with values, found 1"),
         (state({"train": {}}), r"seconds\['train'\]: want a number, found None"),
+        (state({"train": {}}, {"train": float("inf")}), "Infinity is no number of JSON"),
+        (
+            state({"train": {}}, {"train": 1}).replace(": 1}", ": 1e999}"),
+            r"seconds\['train'\]: want a number, found inf",
+        ),
+        (state({"train": {}}, {"train": 1}), r"done\['train'\]\.epochs: missing"),
+        (
+            state({"train": {"epochs": "2"}}, {"train": 1}),
+            r"done\['train'\]\.epochs = '2': input should be a valid integer",
+        ),
     ],
 )
 def test_a_damaged_record(tmp_path: Path, text: str, fault: str) -> None:
@@ -175,7 +185,7 @@ def test_a_damaged_record(tmp_path: Path, text: str, fault: str) -> None:
     (tmp_path / "run" / "state.json").write_text(text)
     with pytest.raises(OutputError, match=rf"state\.json: cannot read its record \({fault}.*\); restore the file, or"):
         RunDirectory.reopen(tmp_path / "run")
-    (tmp_path / "run" / "state.json").write_text(state({"train": {}}, {"train": 1.5}))
+    (tmp_path / "run" / "state.json").write_text(state({"train": {"epochs": 0}}, {"train": 1.5}))
     RunDirectory.reopen(tmp_path / "run")[0].close()
 
 

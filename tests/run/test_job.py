@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
+import operator
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,14 +25,17 @@ from curlfx.planning import SlimPlan
 from curlfx.planning.apply import slim
 from curlfx.progress import StepEvent
 from curlfx.report.layers import from_csv
-from curlfx.run import deployment, directory, training
+from curlfx.run import deployment, directory, gradual, training
+from curlfx.run.config import RunConfig
 from curlfx.run.directory import RunDirectory
 from curlfx.run.job import Job
 from curlfx.run.recheck import recheck
 from curlfx.run.reporting import read_summary, write_page
+from curlfx.run.results import damage
 from curlfx.run.runner import STAGES, RunResult, run
 from curlfx.run.verify import Check
 from curlfx.sources import load_data, load_model
+from tests.killed import Killed
 
 FILES = {
     "config.yaml",
@@ -56,6 +61,7 @@ SUMMARY_KEYS = [
     "dense",
     "slim",
     "speedup",
+    "speedup_interval",
     "verification",
     "target",
     "importance",
@@ -64,10 +70,6 @@ SUMMARY_KEYS = [
     "files",
 ]
 NETWORK_KEYS = ["macs", "padded_macs", "params", "size_bytes", "accuracy", "latency_ms"]
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 def repeatable(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,6 +89,12 @@ def test_a_run_leaves_what_it_promises(finished: RunResult) -> None:
         assert list(network) == NETWORK_KEYS
         assert list(network["latency_ms"]) == ["median", "p90", "p99", "min", "mean"]
         assert 0 <= network["accuracy"] <= 1
+    interval = summary["speedup_interval"]
+    assert interval["low"] <= summary["speedup"] <= interval["high"]
+    assert interval["confidence"] == 0.95
+    shown = interval["low"], interval["high"]
+    low, high = shown if summary["speedup"] >= 1 else (1 / shown[1], 1 / shown[0])
+    assert f"({low:.2f}–{high:.2f})</span>" in (finished.directory / "report.html").read_text()
     assert list(summary["verification"]) == ["gated_vs_slim", "torch_vs_onnx", "passed"]
     assert summary["verification"]["passed"] is True
     assert summary["verification"]["gated_vs_slim"] <= 1e-9
@@ -330,6 +338,19 @@ def test_a_value_in_a_summary_that_is_no_number(finished: RunResult, tmp_path: P
         read_summary(tmp_path)
 
 
+def test_a_summary_of_an_earlier_version(finished: RunResult, tmp_path: Path) -> None:
+    older = {key: value for key, value in finished.summary.items() if key != "speedup_interval"}
+    (tmp_path / "summary.json").write_text(json.dumps(older))
+    assert read_summary(tmp_path) == older
+
+
+def test_an_interval_in_a_summary_without_an_end(finished: RunResult, tmp_path: Path) -> None:
+    ends = {"low": 1.0, "confidence": 0.95}
+    (tmp_path / "summary.json").write_text(json.dumps({**finished.summary, "speedup_interval": ends}))
+    with pytest.raises(OutputError, match=r"summary\.json: key 'speedup_interval\.(Interval\.)?high' is missing"):
+        read_summary(tmp_path)
+
+
 def test_no_page_of_a_run_that_is_not_done(finished: RunResult, tmp_path: Path) -> None:
     out = damaged(finished, tmp_path, 6)
     opened, _ = RunDirectory.reopen(out)
@@ -338,6 +359,50 @@ def test_no_page_of_a_run_that_is_not_done(finished: RunResult, tmp_path: Path) 
         pytest.raises(OutputError, match=r"state\.json: stage 'slim' is not done; go on with curlfx run resume="),
     ):
         write_page(opened)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "train.epochs", "dense.accuracy", "trace.notes", "plan.dense.macs", "plan.slim.params", "slim.check",
+        "slim.groups.0.kept", "slim.statistics_change", "unrecovered.accuracy", "recalibrate.batches",
+        "overparam.epochs", "recover.accuracy", "accuracy.images", "export.slim.size_bytes", "verify.checks.0.error",
+        "bench.speedup", "bench.latency_ms.dense.p99", "bench.timings.0.median", "bench.speedup_interval.low",
+    ],
+)  # fmt: skip
+def test_a_record_that_lacks_what_a_later_stage_reads(finished: RunResult, tmp_path: Path, path: str) -> None:
+    out = damaged(finished, tmp_path, len(STAGES) - 1)
+    sound = (out / "state.json").read_text()
+    *parents, last = (int(part) if part.isdecimal() else part for part in path.split("."))
+    for value, said in ((None, "missing"), ([3, {}], r"input should be .*")):
+        record = json.loads(sound)
+        holder = functools.reduce(operator.getitem, parents, record["done"])
+        del holder[last]
+        if value is not None:
+            holder[last] = value
+        (out / "state.json").write_text(json.dumps(record))
+        wanted = rf"state\.json: cannot read its record \(done\['{parents[0]}'\].*{last}.*: {said}\); restore the file"
+        with pytest.raises(OutputError, match=wanted):
+            run({"resume": out})
+
+
+def test_a_record_that_lacks_the_speed_in_8_bits(finished: RunResult) -> None:
+    done = json.loads((finished.directory / "state.json").read_text())["done"]
+    assert damage(done) is None
+    done["export"]["int8"] = {"size_bytes": 1, "accuracy": 0.5}
+    assert damage(done) == "done['bench'].int8_speedup: missing"
+    done["bench"]["int8_speedup"] = 2.0
+    assert damage(done) == "done['bench'].latency_ms.int8: missing"
+    done["bench"]["latency_ms"]["int8"] = done["bench"]["latency_ms"]["slim"]
+    assert damage(done) is None
+
+
+def test_a_record_that_lacks_the_pruning_of_a_training(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path / "run", "digits", {}) as opened:
+        opened.record("train", {"epochs": 2}, 1.0)
+        job = Job(RunConfig(), None, opened, None, lambda _: None)
+        with pytest.raises(OutputError, match=r"state\.json: done\['train'\]\.gradual: missing, though .*; restore"):
+            gradual.score(job)
 
 
 @pytest.mark.parametrize(

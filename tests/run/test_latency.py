@@ -16,13 +16,10 @@ from curlfx.errors import BudgetError, ConfigError, TargetError
 from curlfx.planning import SlimPlan
 from curlfx.run import gradual
 from curlfx.run.runner import RunResult, run
+from tests.killed import Killed
 
 Keep = Mapping[str, tuple[int, ...]]
 PROBES = 14
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from curlfx.recovery import RECIPES
 from curlfx.run.runner import RunResult, run
 from curlfx.run.settings import load_config, make_config
 from curlfx.run.subject import examine, load_subject
+from tests.killed import Killed
 
 RECOVERY: dict[str, Any] = {
     "recipe": ["overparam", "curl"],
@@ -24,10 +25,6 @@ RECOVERY: dict[str, Any] = {
     "refine": {"epochs": 1},
     "overparam": {"epochs": 2, "rate": 2, "merge_every": 1, "lr": 0.02},
 }
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 @pytest.fixture(scope="module")

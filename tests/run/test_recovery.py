@@ -17,12 +17,9 @@ from curlfx.run.directory import RunDirectory
 from curlfx.run.runner import RunResult, run
 from curlfx.run.settings import load_config, make_config
 from curlfx.sources import load_data
+from tests.killed import Killed
 
 FILES = ("plan.json", "slim.safetensors", "slim.onnx", "checkpoints/refine.labels-2.npy")
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 @pytest.fixture(scope="module")

@@ -25,16 +25,13 @@ from curlfx.run.runner import RunResult, run
 from curlfx.run.settings import make_config
 from curlfx.search import SearchResult, search
 from curlfx.search.budget import Budget
+from tests.killed import Killed
 
 SMALL = {
     "enabled": True, "least": 0.25, "step": 0.25, "population": 5, "parents": 2, "mutants": 2, "crossovers": 2,
     "generations": 2, "calibration_batches": 2, "lower": 0.5, "cuts": ["relu"], "held_out": 0.2,
     "train": {"epochs": 1, "batch_size": 32},
 }  # fmt: skip
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 @pytest.fixture

@@ -14,12 +14,9 @@ from curlfx.progress import StepEvent
 from curlfx.run import scoring
 from curlfx.run.job import Job
 from curlfx.run.runner import run
+from tests.killed import Killed
 
 STEPS = 3
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 @pytest.fixture

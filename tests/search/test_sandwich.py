@@ -11,6 +11,7 @@ from curlfx.errors import CheckError, ConfigError, DataError, ModelError, Weight
 from curlfx.importance import score
 from curlfx.recovery import TrainSettings
 from curlfx.search import SandwichSettings, Space, Supernet, train_supernet
+from tests.killed import Killed
 from tests.search.networks import CLASSES, Toy, images, supernet
 
 BATCHES = [(part, part.flatten(1)[:, :CLASSES].argmax(1)) for part in (images(16, seed) for seed in range(4))]
@@ -32,10 +33,6 @@ def loss(net: Supernet, genome: tuple[int, ...]) -> float:
     with torch.no_grad():
         values = [list(net.outputs(BATCHES[0][0], net.gates(one)))[-1] for one in (net.space.full, genome)]
         return float(net.loss(len(net.stages) - 1, values[1], values[0], net.gates(genome)))
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 class KilledAfter:

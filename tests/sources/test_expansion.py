@@ -26,6 +26,7 @@ from curlfx.sources.expansion import (
     shuffled_patches,
 )
 from curlfx.sources.images import ArrayImages, Augmentation, Loader, Normalisation
+from tests.killed import Killed
 
 sizes = st.tuples(st.integers(1, 13), st.integers(1, 13))
 
@@ -281,9 +282,6 @@ def test_written_images_are_those_of_the_expanded_data(spec: str, tmp_path: Path
 
 def test_writing_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, written, write = arrays(), [], offline._write
-
-    class Killed(BaseException):
-        pass
 
     def write_some(path: Path, pixels: torch.Tensor) -> None:
         if len(written) == 17:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Annotated, Any, Literal, Self
 
@@ -12,6 +13,7 @@ from curlfx.passes.expand_linear import Compute
 from curlfx.passes.factors import Initialisation
 from curlfx.recovery.overparam import Decay, Overparam
 from curlfx.recovery.recipes import RECIPES, UNENLARGED, Recipe, find_recipe
+from curlfx.run.config.presets import above
 from curlfx.run.config.section import Count, Natural, Positive, Section, Share
 from curlfx.run.config.training import TrainingConfig
 
@@ -125,9 +127,11 @@ class RecoveryConfig(TrainingConfig):
             name: getattr(recipe.overparam if hasattr(recipe.overparam, name) else recipe.overparam.train, name)
             for name in OverparamConfig.model_fields
         }
-        parts = {"refine": {**refine, "expand": recipe.expand_refine}, "overparam": enlarged}
-        sections = {name: _above(given.get(name, {}), defaults) for name, defaults in parts.items()}
-        return {**defaults, "expand": recipe.expand, **given, **sections}
+        parts: dict[str, Any] = {"refine": {**refine, "expand": recipe.expand_refine}, "overparam": enlarged}
+        for name, of_recipe in parts.items():
+            section = given.get(name, {})
+            parts[name] = above(section, of_recipe) if isinstance(section, Mapping) else section
+        return {**defaults, "expand": recipe.expand, **given, **parts}
 
     @field_validator("recipe")
     @classmethod
@@ -145,8 +149,3 @@ class RecoveryConfig(TrainingConfig):
         refine = replace(train, **changed, mixup=0.0, temperature=1.0, warmup_epochs=0.0)
         enlarged = self.overparam.of(seed=seed, device=device)
         return Recipe(train, self.expand, refine, self.refine.expand, enlarged)
-
-
-def _above(given: object, defaults: dict[str, Any]) -> object:
-    """Keys that are given on top of defaults."""
-    return {**defaults, **given} if isinstance(given, dict) else given
