@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +29,20 @@ OF_A_TARGET = ("target", "round_to", "allocation", "per", "floor", "provider", "
 OF_A_MEASUREMENT = ("threads", "batch_size", "probes")
 Data = Annotated[str | None, typer.Option(help="training images that data-driven criteria look at")]
 Out = Annotated[Path, typer.Option(help="file to write")]
+ScoresFile = Annotated[Path | None, typer.Option(help="scores.json of 'curlfx score' (default: scores.json here)")]
+Target = Annotated[list[str] | None, typer.Option(metavar="KEY=AMOUNT", help="like macs=50% (the default)")]
+Allocation = Annotated[
+    Literal["global", "uniform", "knapsack", "greedy"] | None,
+    typer.Option(help="who gives how much (default: knapsack for latency_ms, else global)"),
+]
+Per = Annotated[
+    Literal["auto", "channel", "macs", "padded_macs", "latency"],
+    typer.Option(help="divide scores by what a channel costs"),
+]
+WidthsFile = Annotated[
+    Path | None, typer.Option(help="YAML or JSON: kept channels, or a share, by group or pattern; in place of a target")
+]
+Width = Annotated[list[str] | None, typer.Option(metavar="GROUP=N", help="the same for one group, above --widths")]
 
 
 def score(
@@ -83,28 +98,15 @@ def score(
 def plan(
     context: typer.Context,
     model: Model,
-    scores: Annotated[
-        Path | None, typer.Option(help="scores.json of 'curlfx score' (default: scores.json here)")
-    ] = None,
+    scores: ScoresFile = None,
     out: Out = Path("plan.json"),
-    target: Annotated[list[str] | None, typer.Option(metavar="KEY=AMOUNT", help="like macs=50% (the default)")] = None,
+    target: Target = None,
     round_to: Annotated[str, typer.Option(help="kept widths are multiples of this, or auto")] = "auto",
-    allocation: Annotated[
-        Literal["global", "uniform", "knapsack", "greedy"] | None,
-        typer.Option(help="who gives how much (default: knapsack for latency_ms, else global)"),
-    ] = None,
-    per: Annotated[
-        Literal["auto", "channel", "macs", "padded_macs", "latency"],
-        typer.Option(help="divide scores by what a channel costs"),
-    ] = "auto",
+    allocation: Allocation = None,
+    per: Per = "auto",
     floor: Annotated[float, typer.Option(help="share of every group that always stays")] = 0.3,
-    widths: Annotated[
-        Path | None,
-        typer.Option(help="YAML or JSON: kept channels, or a share, by group or pattern; in place of a target"),
-    ] = None,
-    width: Annotated[
-        list[str] | None, typer.Option(metavar="GROUP=N", help="the same for one group, above --widths")
-    ] = None,
+    widths: WidthsFile = None,
+    width: Width = None,
     provider: Annotated[str, typer.Option(help="where latency_ms is measured, as of 'curlfx bench'")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="likewise")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="likewise")] = 1,
@@ -128,25 +130,15 @@ def plan(
 
         curlfx plan torchvision:resnet18 --width 'layer1.*=75%' --width layer4.0.conv1.weight=256
     """
-    from curlfx.cli.widths import parsed_widths
-    from curlfx.planning import plan_from_widths
-    from curlfx.report.layers import group_rows
-
     require_writable(out)
-    given = parsed_widths(widths, width or [])
-    refused = next((name for name in OF_A_TARGET if given and _chosen(context, name)), None)
-    if refused is not None:
-        option = refused.replace("_", "-")
-        raise UsageError(f"--{option}: --width and --widths stand in place of a target; leave it out")
+    given = _given_widths(context, widths, width or [])
     targets = parsed_targets(target or ["macs=50%"])
     bare = bool(given) and scores is None and not SCORES.exists()
     ranking = None if bare else read_scores(scores or SCORES)
     traced = open_network(model, shape=shape, classes=classes)
     coupling = open_coupling(traced, ignore)
-    if ranking is None:
-        say("note: no scores were given, the first channels of every group stay")
     if given or ranking is None:
-        found = plan_from_widths(traced, coupling, ranking, given)
+        found = _by_widths(traced, coupling, ranking, given)
     else:
         chosen = {"floor": floor, "per": per, "allocation": allocation}
         place = {"provider": provider, "threads": threads, "batch_size": batch_size, "probes": probes}
@@ -155,11 +147,40 @@ def plan(
     found.save(out)
     if as_json:
         print_json({"file": str(out), **plan_figures(found), "widths": found.widths})
-        return
-    show_plan(found)
+    else:
+        show_plan(found)
+        _show_widths(found, coupling)
+        print(out)
+
+
+def _given_widths(context: typer.Context, file: Path | None, texts: list[str]) -> dict[str, int | float | str]:
+    """Widths in place of a target; {} for none. Raises: UsageError naming the first option that belongs to a target."""
+    from curlfx.cli.widths import parsed_widths
+
+    given = parsed_widths(file, texts)
+    refused = next((name for name in OF_A_TARGET if given and _chosen(context, name)), None)
+    if refused is not None:
+        option = refused.replace("_", "-")
+        raise UsageError(f"--{option}: --width and --widths stand in place of a target; leave it out")
+    return given
+
+
+def _show_widths(found: SlimPlan, coupling: Coupling) -> None:
+    from curlfx.report.layers import group_rows
+
     rows = [(row["id"], str(row["width"]), str(row["kept"])) for row in group_rows(coupling, found.keep)]
     show_table(("group", "before", "after"), rows)
-    print(out)
+
+
+def _by_widths(
+    traced: TracedModel, coupling: Coupling, scores: Scores | None, given: Mapping[str, int | float | str]
+) -> SlimPlan:
+    """A plan with the widths that are given; without scores the first channels stay. Raises: PlanError."""
+    from curlfx.planning import plan_from_widths
+
+    if scores is None:
+        say("note: no scores were given, the first channels of every group stay")
+    return plan_from_widths(traced, coupling, scores, given)
 
 
 def _by_target(

@@ -18,10 +18,14 @@ from curlfx.files import require_writable
 from curlfx.report.text import count
 
 if TYPE_CHECKING:
+    from curlfx.deploy import OnnxFile
     from curlfx.graph.traced import TracedModel
     from curlfx.planning import SlimPlan
     from curlfx.planning.apply import Absorb
 
+Precision = Annotated[
+    Literal["fp32", "fp16"], typer.Option(help="of weights and computation; inputs and outputs stay fp32")
+]
 Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json")]
 
 
@@ -79,9 +83,7 @@ def export(
     static_batch: Annotated[
         bool, typer.Option("--static-batch", help="Take batches of the example's size only.")
     ] = False,
-    precision: Annotated[
-        Literal["fp32", "fp16"], typer.Option(help="of weights and computation; inputs and outputs stay fp32")
-    ] = "fp32",
+    precision: Precision = "fp32",
     onnxslim: Annotated[bool, typer.Option("--onnxslim", help="Let onnxslim work on the graph (an extra).")] = False,
     shape: Shape = None,
     classes: Classes = None,
@@ -127,9 +129,13 @@ def export(
     )
     if as_json:
         print_json({**asdict(file), "path": str(out)})
-        return
-    rows = [(kind, str(number)) for kind, number in file.operators.items()]
-    show_table(("operator", "number"), rows)
+    else:
+        _show_file(file, out)
+
+
+def _show_file(file: OnnxFile, out: Path) -> None:
+    """What was written."""
+    show_table(("operator", "number"), [(kind, str(number)) for kind, number in file.operators.items()])
     print(f"{out}: {count(file.size_bytes)}B, opset {file.opset}")
 
 
