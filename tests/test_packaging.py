@@ -168,6 +168,7 @@ def test_import_is_light() -> None:
     assert loaded("import curlfx, curlfx.errors") == set()
 
 
+@pytest.mark.slow
 def test_tracing_and_planning_need_no_runtime() -> None:
     names = "trace, couple, score, plan, slim, slim_"
     late = {"PIL", "lightning", "matplotlib", "onnx", "onnxruntime", "onnxscript", "ray", "sklearn", "timm"}
@@ -175,6 +176,7 @@ def test_tracing_and_planning_need_no_runtime() -> None:
     assert loaded(f"from curlfx import {names}") & late == set()
 
 
+@pytest.mark.slow
 def test_run_can_be_called_whatever_was_imported_first() -> None:
     code = "import curlfx.run.config, curlfx; assert callable(curlfx.run); assert curlfx.run.config.RunConfig"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -201,6 +203,7 @@ def imported() -> set[str]:
     return names - set(sys.stdlib_module_names) - {"curlfx"}
 
 
+@pytest.mark.slow
 def test_dependencies_are_those_that_are_used() -> None:
     used = {OTHER_NAMES.get(name, name) for name in declared()}
     extra = {"lightning", "onnxslim", "pytorch_lightning", "ray", "timm", "transformers"}

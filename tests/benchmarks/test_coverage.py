@@ -148,6 +148,7 @@ def test_networks_by_hand_run():
         assert torch.isfinite(output).all(), entry.name
 
 
+@pytest.mark.slow
 def test_cpu_seconds_are_limited():
     program = "import coverage; coverage.limit_cpu(0.5)\nwhile True: pass"
     ended = subprocess.run([sys.executable, "-c", program], cwd=FOLDER, check=False, env={"OMP_NUM_THREADS": "1"})

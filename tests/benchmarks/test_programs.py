@@ -43,6 +43,7 @@ def test_help(program, monkeypatch, capsys):
     assert f"usage: {program}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_coverage_measures_once(tmp_path):
     options = ["--models", "squeezenet1_1", "--skip-onnx", "--record", str(tmp_path / "record.jsonl")]
     first = start("coverage.py", *options)
@@ -56,12 +57,14 @@ def test_coverage_measures_once(tmp_path):
     assert (tmp_path / "record.jsonl").read_text(encoding="utf-8") == record
 
 
+@pytest.mark.slow
 def test_coverage_names_an_unknown_model(tmp_path):
     done = start("coverage.py", "--models", "resnet19", "--record", str(tmp_path / "record.jsonl"))
     assert done.returncode != 0
     assert "resnet19" in done.stderr
 
 
+@pytest.mark.slow
 def test_fuzz_examines_once_and_repeats_one(tmp_path):
     options = ["--networks", "2", "--onnx-every", "0", "--record", str(tmp_path)]
     first = start("fuzz.py", *options, "--part", "2/2")

@@ -49,6 +49,7 @@ def test_width_and_nodes_are_told_apart(scaling):
     assert lines[scaling.JOINT_FIT].exponents == pytest.approx((1.0, 1.0))
 
 
+@pytest.mark.slow
 def test_measures_a_synthetic_network(scaling, monkeypatch):
     monkeypatch.setattr(
         scaling, "subjects", lambda: {"small": scaling.Subject(lambda: scaling.Synthetic(1), (3, 8, 8))}

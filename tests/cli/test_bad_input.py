@@ -38,6 +38,7 @@ def refused(outcome: Outcome, *texts: str) -> None:
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
@@ -76,6 +77,7 @@ def test_run_refuses(program: Program, arguments: list[str], texts: list[str]) -
     refused(program("run", *SMALL, *arguments), *texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
@@ -152,6 +154,7 @@ def test_a_folder_with_something_in_it(program: Program, tmp_path: Path) -> None
     assert (tmp_path / "precious").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_full_disk(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")

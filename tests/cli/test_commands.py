@@ -32,6 +32,7 @@ JOB = (
 )
 
 
+@pytest.mark.slow
 def test_inspect(program: Program) -> None:
     done = program("inspect", *TINY)
     assert done.code == 0
@@ -47,6 +48,7 @@ def test_inspect(program: Program) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_inspect_as_json(program: Program) -> None:
     found = json.loads(program("inspect", *TINY, "--json", "--ignore", "stem").out)
     assert [group["id"] for group in found["groups"]] == ["inner.weight"]
@@ -80,6 +82,7 @@ def test_inspect_names_ops_without_a_rule(program: Program) -> None:
     )
 
 
+@pytest.mark.slow
 def test_inspect_draws(program: Program) -> None:
     done = program("inspect", *TINY, "--drawing", "net.svg")
     assert done.out.splitlines()[-1] == "net.svg"
@@ -89,6 +92,7 @@ def test_inspect_draws(program: Program) -> None:
     assert "missing" in refused.err
 
 
+@pytest.mark.slow
 def test_explain_names_the_line(program: Program) -> None:
     done = program("explain", *TINY, "stem", "outer")
     assert done.code == 0
@@ -98,6 +102,7 @@ def test_explain_names_the_line(program: Program) -> None:
     assert [(step["a"], step["b"]) for step in steps] == [("stem.weight[0]", "outer.weight[0]")]
 
 
+@pytest.mark.slow
 def test_explain_one_layer(program: Program) -> None:
     done = program("explain", *TINY, "outer", "--ignore", "stem")
     assert done.code == 0
@@ -129,6 +134,7 @@ def test_relevance_is_given_the_classes(program: Program) -> None:
     assert 0 < found["details"]["accuracy_permille"] < 1000  # of predictions it were 1000
 
 
+@pytest.mark.slow
 def test_from_scores_to_a_verified_file(program: Program) -> None:
     weights = Path("dense.safetensors")
     from safetensors.torch import save_model
@@ -192,6 +198,7 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on(
@@ -227,6 +234,7 @@ def test_debug_shows_the_traceback(program: Program) -> None:
         program("--debug", "run", "seed=-1")
 
 
+@pytest.mark.slow
 def test_python_m_is_the_same_program(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "curlfx", "run", "recovery.epoch=3"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

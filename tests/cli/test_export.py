@@ -29,6 +29,7 @@ def refused(done, *texts: str) -> None:
         assert text in line
 
 
+@pytest.mark.slow
 def test_float16(program: Program) -> None:
     model = onnx.load(exported(program, "--precision", "fp16"))
     assert {one.data_type for one in model.graph.initializer if len(one.dims) > 1} == {onnx.TensorProto.FLOAT16}
@@ -38,6 +39,7 @@ def test_float16(program: Program) -> None:
     assert "fp16" in done.err
 
 
+@pytest.mark.slow
 def test_onnxslim(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxslim", reason="an extra")
     assert onnx.load(exported(program, "--onnxslim", "--static-batch")).graph.input[0].type.tensor_type.shape.dim[0]
@@ -47,6 +49,7 @@ def test_onnxslim(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.slow
 def test_quantize(program: Program) -> None:
     model = exported(program)
     done = program("quantize", model, "--data", "digits", "--images", 40)
@@ -67,6 +70,7 @@ def test_quantize(program: Program) -> None:
     assert Path("same.onnx").read_bytes() != Path(path).read_bytes()
 
 
+@pytest.mark.slow
 def test_quantize_a_file_of_fixed_batch(program: Program) -> None:
     model = exported(program, "--static-batch")
     done = program("quantize", model, "--data", "digits", "--images", 7)
@@ -74,6 +78,7 @@ def test_quantize_a_file_of_fixed_batch(program: Program) -> None:
     refused(program("quantize", model, "--data", "digits", "--images", 1, "-o", "o.onnx"), "batches of 2", "gives 1")
 
 
+@pytest.mark.slow
 def test_quantize_refuses(program: Program) -> None:
     refused(program("quantize", "absent.onnx", "--data", "digits"), "absent.onnx: No such file", "want an ONNX file")
     Path("text.onnx").write_text("no network")
@@ -89,6 +94,7 @@ def test_quantize_refuses(program: Program) -> None:
     assert sorted(Path.cwd().iterdir()) == before
 
 
+@pytest.mark.slow
 def test_quantize_leaves_the_files_of_a_run(program: Program) -> None:
     model = exported(program)
     Path("state.json").write_text("{}")

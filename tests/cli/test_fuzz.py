@@ -74,6 +74,7 @@ def changed(document: Any, draw: Any) -> Any:
     return result
 
 
+@pytest.mark.slow
 @one_folder
 @given(data=st.data())
 def test_plans(program: Program, plan_text: str, data: st.DataObject) -> None:
@@ -98,6 +99,7 @@ def spoiled(content: bytes, draw: Any) -> bytes:
     return bytes(result)
 
 
+@pytest.mark.slow
 @one_folder
 @given(data=st.data())
 def test_bytes_of_plans(program: Program, plan_text: str, data: st.DataObject) -> None:
@@ -113,6 +115,7 @@ def test_plans_that_are_meant_to_overwhelm(program: Program, text: str) -> None:
     refused(program("plan", "nothing"))
 
 
+@pytest.mark.slow
 @one_folder
 @given(data=st.data())
 def test_scores(program: Program, data: st.DataObject) -> None:
@@ -135,6 +138,7 @@ def nested(settings_by_key: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 @one_folder
 @given(found=st.dictionaries(KEYS, VALUES, max_size=4))
 @example(found={"target.macs": "1e999999999"})
@@ -152,6 +156,7 @@ def test_settings(program: Program, found: dict[str, Any]) -> None:
     assert make_config(config.resolved() | ({} if config.resume is None else {"resume": config.resume})) == config
 
 
+@pytest.mark.slow
 @one_folder
 @given(content=st.text(max_size=40) | st.text(alphabet="{}[]:,-&*!|>'\"#% \nabt0", max_size=30))
 def test_yaml(program: Program, content: str) -> None:
@@ -159,6 +164,7 @@ def test_yaml(program: Program, content: str) -> None:
     refused(program("run", "job.yaml", "device=nonsense"))
 
 
+@pytest.mark.slow
 @one_folder
 @given(key=KEYS, value=st.text(max_size=20))
 def test_overrides(program: Program, key: str, value: str) -> None:
@@ -185,6 +191,7 @@ def test_the_good_network_is_good(program: Program) -> None:
     assert "did you mean 'digits'" in outcome.err
 
 
+@pytest.mark.slow
 @one_folder
 @given(data=st.data())
 def test_onnx_files(program: Program, data: st.DataObject) -> None:
@@ -232,6 +239,7 @@ def test_an_onnx_file_without_the_default_operators(program: Program) -> None:
     refused(program("quantize", "a.onnx", "--data", "digit"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

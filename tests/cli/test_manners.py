@@ -57,6 +57,7 @@ def test_the_version(program: Program) -> None:
     assert program("--version") == Outcome(0, f"curlfx {curlfx.__version__}\n", "")
 
 
+@pytest.mark.slow
 def test_results_as_json(program: Program) -> None:
     assert program("score", *TINY, "--importance", "magnitude", "--json").out.startswith('{\n  "file": "scores.json"')
     planned = json.loads(program("plan", *TINY, "--round-to", "4", "--json").out)
@@ -72,6 +73,7 @@ def test_results_as_json(program: Program) -> None:
     assert [check["name"] for check in verified["checks"]] == ["gated vs slim, float64"]
 
 
+@pytest.mark.slow
 def test_a_run_as_json_in_silence(program: Program) -> None:
     done = program("--log-level", "error", "run", *JOB, "recovery.epochs=0", "bench={rounds: 2, runs: 2}", "--json")
     assert (done.code, done.err) == (0, "")
@@ -88,6 +90,7 @@ def test_a_run_as_json_in_silence(program: Program) -> None:
     assert (found["files"]["missing"], found["checks"], found["passed"]) == (["slim.onnx"], None, False)
 
 
+@pytest.mark.slow
 def test_explain_writes_nothing(program: Program) -> None:
     done = program("run", *JOB, "--explain", "--preset", "fast")
     assert done.code == 0

@@ -32,6 +32,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_slim_into_a_folder(program: Program) -> None:
     assert program("score", *TINY, "--importance", "magnitude", "--ignore", "stem").code == 0
     assert program("plan", *TINY, "--ignore", "stem", "--target", "macs=80%", "--round-to", 1).code == 0
@@ -43,6 +44,7 @@ def test_slim_into_a_folder(program: Program) -> None:
     assert network.parameter("inner.weight").shape[0] < 16
 
 
+@pytest.mark.slow
 def test_absorbed_biases_are_in_the_weights(program: Program) -> None:
     Path("net.py").write_text(CHAIN)
     options = ("net.py:chain", "--shape", "1,8,8")
@@ -71,6 +73,7 @@ def chain():
 """
 
 
+@pytest.mark.slow
 def test_a_folder_in_place_of_a_model(program: Program, saved: Path) -> None:
     done = program("verify", saved / "net")
     assert done.code == 0
@@ -102,6 +105,7 @@ def test_bad_input(program: Program, saved: Path, command: tuple[object, ...], m
     assert message.replace("{}", folder) in done.err
 
 
+@pytest.mark.slow
 def test_a_damaged_file(program: Program, saved: Path) -> None:
     shutil.copytree(saved / "net", "net")
     Path("net/slim.pt2").write_bytes(b"other")

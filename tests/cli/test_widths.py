@@ -33,6 +33,7 @@ def curl_widths() -> dict[str, int]:
     return widths
 
 
+@pytest.mark.slow
 def test_the_golden_structure_of_curl(program: Program) -> None:
     """MACs and parameters of the released network (methods: README and logs of the official code)."""
     Path("widths.yaml").write_text(yaml.safe_dump(curl_widths()))
@@ -46,6 +47,7 @@ def test_the_golden_structure_of_curl(program: Program) -> None:
     assert plan.keep["layer1.1.conv1.weight"] == tuple(range(19))
 
 
+@pytest.mark.slow
 def test_widths_above_a_file_and_the_best_scores_stay(program: Program) -> None:
     assert program("score", *TINY, "--importance", "random", "--seed", "3").code == 0
     scores = json.loads(Path("scores.json").read_text())["values"]["stem.weight"]

@@ -62,6 +62,7 @@ def unseen(coupling: Coupling) -> list[Alive]:
     return [coupling.alive(random_keep(coupling.groups, ratio, seed=number)) for number, ratio in enumerate(ratios)]
 
 
+@pytest.mark.slow
 def test_exact_times_are_found_again(subject: Subject) -> None:
     traced, coupling, alive = subject
     model = LatencyModel.fit(Quantities.of(traced, coupling), alive, samples(coupling, alive))

@@ -50,6 +50,7 @@ def test_torchvision_agrees_with_the_flop_counter(name: str, size: int) -> None:
     assert sum(macs(traced).values()) == counted(model, image(size))
 
 
+@pytest.mark.slow
 def test_resnet50_costs_what_its_authors_say() -> None:
     with torch.device("meta"):
         model = torchvision.models.resnet50()
@@ -95,6 +96,7 @@ class Ops(nn.Module):
         )
 
 
+@pytest.mark.slow
 def test_every_op_agrees_with_the_flop_counter() -> None:
     example = torch.randn(1, 3, 10, 12)
     traced = trace(Ops(), (example,), dynamic_batch=False)

@@ -29,6 +29,7 @@ def check_against_slim(traced: TracedModel, coupling: Coupling, keep: dict[str, 
     assert found.size_bytes == again.dense.size_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXTURES)
 def test_equals_the_slim_network(name: str) -> None:
     case = FIXTURES[name]
@@ -41,6 +42,7 @@ def test_equals_the_slim_network(name: str) -> None:
         check_against_slim(traced, coupling, random_keep(coupling.groups, ratio, seed=3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -76,6 +78,7 @@ def curl_keep(coupling: Coupling) -> dict[str, tuple[int, ...]]:
     return {group: tuple(range(width)) for group, width in widths.items()}
 
 
+@pytest.mark.slow
 def test_resnet50_golden() -> None:
     with torch.device("meta"):
         model = torchvision.models.resnet50()
@@ -125,6 +128,7 @@ def test_padded_macs_of_grouped_and_depthwise_convolutions() -> None:
     assert costs.evaluate(alive).padded_macs == 16 * (3 * 16 + 9 * 16 + 16 * 48 + 2 * 32 * 16 + 32 * 16)
 
 
+@pytest.mark.slow
 def test_savings_are_what_the_next_keep_set_saves() -> None:
     traced, coupling = build(FIXTURES["attention_fused"].build().float(), 3)
     costs = CostModel(traced, coupling)
@@ -140,6 +144,7 @@ def test_savings_are_what_the_next_keep_set_saves() -> None:
         assert saving.params * len(firsts) == pytest.approx(costs.dense.params - left.params)
 
 
+@pytest.mark.slow
 def test_layer_macs_are_named_by_weights_and_add_up() -> None:
     traced, coupling = build(FIXTURES["attention_fused_matmul"].build().float())
     costs = CostModel(traced, coupling)

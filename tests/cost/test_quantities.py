@@ -33,6 +33,7 @@ def columns(counts: list[dict[str, int]]) -> set[tuple[float, ...]]:
     return {tuple(other[name] / dense[name] for other in counts) for name in there}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXTURES)
 def test_shares_are_those_of_slim_networks(name: str) -> None:
     case = FIXTURES[name]

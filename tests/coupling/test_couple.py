@@ -44,6 +44,7 @@ def widths(name: str) -> dict[str, int]:
     return {group.id: group.width for group in coupled(name).groups}
 
 
+@pytest.mark.slow
 def test_residual_blocks():
     """The stem and every second convolution of a stage share their output; each first convolution is its own."""
     assert widths("basic_downsample") == {
@@ -78,6 +79,7 @@ def test_a_normalisation_belongs_to_its_channels():
     assert sites == {"conv1.weight[0]", "conv2.weight[1]", *statistics}
 
 
+@pytest.mark.slow
 def test_concatenation_reads_every_branch_separately():
     assert widths("dense_block") == {
         "stem.0.weight": 4,
@@ -93,6 +95,7 @@ def test_concatenation_reads_every_branch_separately():
     ]
 
 
+@pytest.mark.slow
 def test_depthwise_convolutions_follow_their_input():
     assert widths("inverted_residual") == {
         "stem.0.weight": 4,
@@ -106,6 +109,7 @@ def test_depthwise_convolutions_follow_their_input():
     ]
 
 
+@pytest.mark.slow
 def test_blocks_of_a_grouped_convolution():
     groups = coupled("bottleneck_grouped").groups
     assert {group.id: None if group.blocks is None else group.blocks.tolist() for group in groups} == {
@@ -117,6 +121,7 @@ def test_blocks_of_a_grouped_convolution():
     assert [group.id for group in groups if group.whole_blocks] == ["body.body.0.0.weight#blocks"]
 
 
+@pytest.mark.slow
 def test_option_a_shortcut_is_two_groups_per_stage():
     """What the padded shortcut carries is tied to the stem; the channels that meet its zeros are free by themselves."""
     assert widths("option_a") == {
@@ -138,6 +143,7 @@ def test_flatten_gives_every_channel_its_pixels():
     assert labels[1].reshape(-1).tolist() == np.repeat(channels, 16).tolist()
 
 
+@pytest.mark.slow
 def test_squeeze_and_excitation():
     assert layers_of("squeeze_excitation", "body.0.0.weight") == [
         "body.0.0[0]",
@@ -153,10 +159,12 @@ def test_shared_weights_tie_both_readers():
     assert layers_of("shared_weights", "stem.0.weight") == ["shared[1]", "stem.0[0]", "back[0]"]
 
 
+@pytest.mark.slow
 def test_a_module_called_twice_ties_its_output_to_its_input():
     assert layers_of("called_twice", "stem.0.weight") == ["stem.0[0]", "again.0[0]", "again.0[1]", "after.0[1]"]
 
 
+@pytest.mark.slow
 def test_split_cuts_one_layer_into_several_groups():
     assert widths("split_slice") == {
         "stem.0.weight": 2,
@@ -171,12 +179,14 @@ def test_split_cuts_one_layer_into_several_groups():
     assert rows.reshape(-1).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+@pytest.mark.slow
 def test_chunks_and_shuffles():
     """ShuffleNetV2: every channel goes its own way, so groups are what lies in the same places."""
     assert sum(widths("shuffle_v2").values()) == 24
     assert all(group.blocks is None for group in coupled("shuffle_v2").groups)
 
 
+@pytest.mark.slow
 def test_softmax_over_branches_leaves_channels_free():
     assert layers_of("selective_kernel", "body.branches.0.0.weight") == [
         "body.branches.0.0[0]",
@@ -188,6 +198,7 @@ def test_softmax_over_branches_leaves_channels_free():
     assert shape("selective_kernel", "body.expand.weight")[0] == 12  # two rows per channel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "want"),
     [
@@ -226,6 +237,7 @@ def test_queries_are_tied_to_keys():
     assert not np.isin(coupling.group("body.value.weight").channels, coupling.group("body.query.weight").channels).any()
 
 
+@pytest.mark.slow
 def test_outputs_stay():
     assert stays(coupled("two_head")) == {
         "classify.weight[0]": "4: an output of the network",
@@ -233,6 +245,7 @@ def test_outputs_stay():
     }
 
 
+@pytest.mark.slow
 def test_an_unknown_op_pins_what_it_touches_and_says_where():
     coupling = coupled("unknown_op")
     assert widths("unknown_op") == {"before.0.0.weight": 6, "after.0.weight": 6}

@@ -68,12 +68,14 @@ def test_all_reasons_are_named():
     assert pin.others == ("frozen by the user (b) (b_weight)",)
 
 
+@pytest.mark.slow
 def test_data_that_no_layer_computes():
     (found,) = explain(coupled("option_a"), "pad (channels made here)")
     assert found.place.role == "has"
     assert found.place.width == sum(found.place.groups.values()) + found.place.stays == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["basic_downsample", "inception", "grouped_conv", "option_a"])
 def test_places_count_what_groups_have(name):
     """Counted the other way round: every group finds all its channels at each of its sites."""
@@ -84,6 +86,7 @@ def test_places_count_what_groups_have(name):
             assert found[str(site)].groups[group.id] == group.width
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FIXTURES)[::6])
 def test_frozen_layers_get_the_reason_they_are_listed_with(name):
     coupling = coupled(name)
@@ -105,6 +108,7 @@ def test_a_site_is_in_the_group_of_its_heads_too():
     assert made.groups == {"body.qkv.weight": 16, "body.qkv.weight#blocks": 2}
 
 
+@pytest.mark.slow
 def test_queries_and_values_are_tied_by_their_head_alone():
     coupling = coupled("attention_separate")
     names = [str(site.site) for site in places(coupling).values() if site.role == "makes" and len(site.groups) == 2]

@@ -190,6 +190,7 @@ def test_a_wrong_rule_is_found_by_verification():
     assert not verify(found.traced, decided, inputs[0], coupling=wrong).passed
 
 
+@pytest.mark.slow
 def test_export_names_the_op(tmp_path: Path):
     network = trace(Bent().eval(), (torch.randn(2, *IMAGE),))
     with pytest.raises(ModelError, match=r"cannot be exported to ONNX: curlfx_test\.bend.* has no counterpart there"):

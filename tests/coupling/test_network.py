@@ -24,6 +24,7 @@ def told(name, a, b):
     return [re.sub(r", [^,]*:\d+\)", ")", str(step)) for step in coupled(name).why(a, b)]
 
 
+@pytest.mark.slow
 def test_the_path_between_two_layers_of_a_stage():
     assert told("basic_downsample", "stem.0.weight", "body.stage2.0.conv1.weight[1]") == [
         "stem.0.weight[0] ─ body.stage1.0.conv2.weight[0]  by add_ (aten.add_.Tensor)",
@@ -72,6 +73,7 @@ def test_sites_that_share_nothing(a, b, why):
         coupled("basic_downsample").why(a, b)
 
 
+@pytest.mark.slow
 def test_padded_channels_are_a_join():
     joins = [node for node, data in coupled("option_a").graph.nodes(data=True) if not data["site"]]
     assert joins == [f"{pad} (channels made here){end}" for pad in ("pad", "pad_1") for end in ("", " 2")]
@@ -80,12 +82,14 @@ def test_padded_channels_are_a_join():
     ]
 
 
+@pytest.mark.slow
 def test_grouped_columns_are_explained_by_the_channels_they_read():
     assert told("grouped_conv", "stem.0.weight", "body.0.0.weight[1]") == [
         "stem.0.weight[0] ─ body.0.0.weight[1]  by conv2d_1 (aten.conv2d.default)"
     ]
 
 
+@pytest.mark.slow
 def test_components_are_groups():
     """Sites of one group hang together in the graph; free channels are on its nodes."""
     coupling = coupled("inception")

@@ -52,6 +52,7 @@ def exported(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_file_holds_constants_and_named_outputs(exported):
     assert list(exported.parent.iterdir()) == [exported]
     path, made = exported, check_onnx(exported)
@@ -68,6 +69,7 @@ def test_the_file_holds_constants_and_named_outputs(exported):
     assert {(one.output, one.batch) for one in report.deviations} == {("out", 1), ("aux", 1), ("out", 3), ("aux", 3)}
 
 
+@pytest.mark.slow
 def test_a_traced_network_prepared_and_one_image(exported, tmp_path):
     traced = trace(net(), (IMAGES[0][:1],))
     traced.module.train()
@@ -82,6 +84,7 @@ def test_a_traced_network_prepared_and_one_image(exported, tmp_path):
     assert parity(traced.module, made.path, IMAGES, (1, 4)).passed
 
 
+@pytest.mark.slow
 def test_a_fixed_batch(tmp_path):
     made = export_onnx(net(), IMAGES, tmp_path / "net.onnx", dynamic_batch=False)
     assert made.inputs == {"x": (4, 3, 6, 6)}
@@ -90,6 +93,7 @@ def test_a_fixed_batch(tmp_path):
     assert {one.batch for one in report.deviations} == {4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
 def test_opsets(opset, tmp_path):
     made = export_onnx(net(), IMAGES, tmp_path / "net.onnx", opset=opset)
@@ -103,6 +107,7 @@ def test_opsets_out_of_range(opset, tmp_path):
         export_onnx(net(), IMAGES, tmp_path / "net.onnx", opset=opset)
 
 
+@pytest.mark.slow
 def test_weights_beside_the_graph(exported, tmp_path):
     path = tmp_path / "net.onnx"
     made = export_onnx(net(), IMAGES, path, single_file=False)
@@ -112,6 +117,7 @@ def test_weights_beside_the_graph(exported, tmp_path):
     assert parity(net(), path, IMAGES).passed
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_silence_and_the_mode_afterwards(tmp_path, capfd, caplog):
     module = net().train()
@@ -135,6 +141,7 @@ class Namesakes(nn.Module):
         return {"scale": (x * self.scale).exp(), "mul": x + 1, "relu": x.sigmoid(), "sigmoid": x.relu()}
 
 
+@pytest.mark.slow
 def test_outputs_called_like_something_inside(tmp_path):
     x = (torch.randn(2, 4),)
     made = export_onnx(Namesakes(), x, tmp_path / "net.onnx")
@@ -157,6 +164,7 @@ class FixedBatch(nn.Module):
         return x.reshape(4, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
@@ -179,6 +187,7 @@ def test_a_folder_that_is_not_there(single_file, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("single_file", [True, False])
 def test_a_full_disk_keeps_the_old_file(single_file, tmp_path, monkeypatch):
     path = tmp_path / "net.onnx"
@@ -206,6 +215,7 @@ def test_parity_sees_one_wrong_weight(exported):
         report.require()
 
 
+@pytest.mark.slow
 def test_parity_refuses_another_networks_file(tmp_path):
     made = export_onnx(SMALL, IMAGES, tmp_path / "net.onnx")
     with pytest.raises(ModelError, match="1 outputs, the network 2"):

@@ -57,6 +57,7 @@ def never(self: Stopwatch, keep: Mapping[str, tuple[int, ...]], dense_ms: float 
     raise Killed
 
 
+@pytest.mark.slow
 def test_every_network_is_there_and_is_found_again(
     subject: Subject, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ def test_what_the_others_predict_badly_is_measured_again(
     assert [sample.milliseconds for sample in LatencyTable.load(file).samples] == [10, 9, 2, 7, 6]
 
 
+@pytest.mark.slow
 def test_times_are_scaled_to_the_first_dense_one(
     subject: Subject, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def meeting(
     return plan_for_latency(*subject, target, table, round_to=1, floor=0.0, **options), fake, table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["70%", "50%", "30%"])
 @pytest.mark.parametrize("error", [0.8, 0.95, 1.1, 1.25, 1.5])
 def test_a_table_that_is_wrong_everywhere_is_put_right(
@@ -133,6 +134,7 @@ def test_a_table_that_is_wrong_everywhere_is_put_right(
     assert first.measured_ms == pytest.approx(error * first.predicted_ms, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_right_at_once_is_measured_once(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> None:
     traced, coupling, _ = subject
     runtime: Runtime = lambda alive: true_ms(coupling, alive)  # noqa: E731
@@ -180,6 +182,7 @@ def test_the_same_plan_again_ends_it(monkeypatch: pytest.MonkeyPatch, subject: S
     assert found.measured_ms < 0.97 * found.limit_ms
 
 
+@pytest.mark.slow
 def test_a_runtime_that_never_meets_it_is_not_asked_for_ever(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> None:
     """Every narrow network takes half of the dense one's time, whatever its widths."""
     _, coupling, _ = subject
@@ -191,6 +194,7 @@ def test_a_runtime_that_never_meets_it_is_not_asked_for_ever(monkeypatch: pytest
     assert len(found.attempts) == len(fake.asked)
 
 
+@pytest.mark.slow
 def test_the_best_of_all_attempts_is_taken(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> None:
     """Nearest from below before nearest from above."""
     _, coupling, _ = subject

@@ -30,6 +30,7 @@ class Counting:
         return list(self.apis.get_torchlib_ops())
 
 
+@pytest.mark.slow
 def test_two_exports_read_them_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counting = Counting(HOME.onnxscript_apis)
     monkeypatch.setattr(HOME, "onnxscript_apis", counting)
@@ -42,6 +43,7 @@ def test_two_exports_read_them_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_another_layout_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Linear(3, 4).eval()
     export_onnx(network, EXAMPLE, tmp_path / "here.onnx")

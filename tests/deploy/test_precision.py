@@ -69,6 +69,7 @@ def test_the_same_function_in_half(single_file, dynamic_batch, tmp_path):
     assert report.worst > 1e-6  # it is not float32
 
 
+@pytest.mark.slow
 def test_half_the_size(tmp_path):
     module, x = nn.Linear(300, 300), (torch.randn(2, 300),)
     whole = export_onnx(module, x, tmp_path / "whole.onnx")
@@ -85,6 +86,7 @@ def test_weights_are_rounded_to_the_nearest(tmp_path):
     np.testing.assert_array_equal(held[7,], module.bias.detach().half().numpy())
 
 
+@pytest.mark.slow
 def test_a_weight_beyond_the_range_is_named(tmp_path):
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
     with torch.no_grad():
@@ -104,6 +106,7 @@ class Overflowing(nn.Module):
         return (x * 3e4).relu() * 1e-4
 
 
+@pytest.mark.slow
 def test_a_value_beyond_the_range_is_named_although_the_cpu_gets_it_right(tmp_path):
     inputs = (torch.full((2, 3, 4, 4), 3.0),)
     with pytest.raises(ModelError, match=r"on the example inputs 'mul' reaches 90000, beyond the 65504") as caught:
@@ -157,6 +160,7 @@ def unoptimised() -> onnxruntime.SessionOptions:
     return options
 
 
+@pytest.mark.slow
 def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch):
     path = tmp_path / "net.onnx"
     path.write_bytes(b"old")

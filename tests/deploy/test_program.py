@@ -71,6 +71,7 @@ def assert_same(found: TracedModel, wanted: TracedModel) -> None:
         assert a.dtype == b.dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     network = traced(dtype)
@@ -84,6 +85,7 @@ def test_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["slim.pt2"]
 
 
+@pytest.mark.slow
 def test_trains_as_the_network_that_was_saved(tmp_path: Path) -> None:
     network = traced()
     found = there_and_back(network, tmp_path)

@@ -60,6 +60,7 @@ class Steps:
         self.seen.append((event.stage, event.step, event.total))
 
 
+@pytest.mark.slow
 def test_a_file_in_8_bits(exported, tmp_path):
     steps = Steps()
     report = quantize(exported, IMAGES.split(8), tmp_path / "int8.onnx", progress=steps)
@@ -101,6 +102,7 @@ def test_7_bits(exported, tmp_path):
     assert np.abs(held(report.path)["second.weight_quantized"].astype(int)).max() <= 64
 
 
+@pytest.mark.slow
 def test_every_form_of_a_batch_gives_the_same_file(exported, two_inputs, tmp_path):
     wanted = quantize(exported, [IMAGES[:12], IMAGES[12:]], tmp_path / "wanted.onnx")
     for form in ([IMAGES.numpy()], ({"x": half} for half in IMAGES.split(12)), [(IMAGES.double(),)]):
@@ -223,6 +225,7 @@ def test_whole_numbers_stay_what_they_are(exported, tmp_path):
     assert quantize(exported, [bytes_of_images.float()], out).path.read_bytes() == made
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_quantised(exported, tmp_path):
     out = tmp_path / "int8.onnx"
     with pytest.raises(ModelError, match="No such file"):

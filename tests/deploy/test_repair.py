@@ -23,6 +23,7 @@ class Padded(nn.Module):
         return self.pool(functional.pad(x, self.pads, value=self.value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize(("value", "padding"), [(0.0, 0), (0.0, 1), (-0.5, 0), (float("-inf"), 0)])
 def test_what_is_padded_before_a_max_pooling_can_be_the_maximum(axes, value, padding, tmp_path):

@@ -27,6 +27,7 @@ class Heads(nn.Module):
         return self.attention(x, x, x, need_weights=False, attn_mask=self.mask)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [18, 20, 22])
 @pytest.mark.parametrize("masked", [None, torch.bool, torch.float32])
 def test_attention_has_no_shapes_to_compute(opset, masked, tmp_path):

@@ -36,6 +36,7 @@ def test_without_onnxslim(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_same_function(precision, tmp_path):
     pytest.importorskip("onnxslim", reason="an extra")
@@ -51,6 +52,7 @@ def test_the_same_function(precision, tmp_path):
     assert parity(module, made.path, X, (1, 3), tolerance=1e-2 if precision == "fp16" else 1e-5).passed
 
 
+@pytest.mark.slow
 def test_what_it_breaks_is_not_written(tmp_path, monkeypatch):
     onnxslim = pytest.importorskip("onnxslim", reason="an extra")
 
@@ -93,6 +95,7 @@ def test_inputs_that_nobody_reads_stay(precision, tmp_path):
     assert list(made.inputs) == ["before", "x", "after"]
 
 
+@pytest.mark.slow
 def test_what_takes_or_gives_something_else_is_refused(tmp_path, monkeypatch):
     onnxslim = pytest.importorskip("onnxslim", reason="an extra")
 

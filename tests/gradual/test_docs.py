@@ -60,6 +60,7 @@ def test_loop() -> None:
     assert found["slim"].module(IMAGES).shape == (24, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not installed("lightning"), reason="wants lightning")
 @pytest.mark.filterwarnings("ignore")
 def test_lightning(tmp_path: Path) -> None:
@@ -116,6 +117,7 @@ def trainer_names(folder: Path, **changed: Any) -> dict[str, Any]:
     return {"transformers": transformers, "options": options, "folder": str(folder), "dataset": dataset}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not installed("transformers", "accelerate"), reason="wants transformers and accelerate")
 @pytest.mark.filterwarnings("ignore")
 def test_hugging_face(tmp_path: Path) -> None:
@@ -140,6 +142,7 @@ def test_hugging_face(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in found["traced"].module.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not installed("transformers", "accelerate"), reason="wants transformers and accelerate")
 @pytest.mark.filterwarnings("ignore")
 def test_hugging_face_stops_within_an_epoch(tmp_path: Path) -> None:
@@ -149,6 +152,7 @@ def test_hugging_face_stops_within_an_epoch(tmp_path: Path) -> None:
     assert found["pruner"].epoch == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not installed("transformers", "accelerate"), reason="wants transformers and accelerate")
 @pytest.mark.filterwarnings("ignore")
 def test_hugging_face_refuses_what_it_cannot_follow(tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def train(
     return result, pruner, told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("physical", [False, True])
 def test_resumes_after_every_epoch_to_the_same_bits(physical: bool, tmp_path: Path) -> None:
     whole = network(0)

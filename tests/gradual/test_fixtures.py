@@ -22,6 +22,7 @@ def masked_pruner(traced: TracedModel) -> GradualPruner | None:
         return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FIXTURES)[::6])
 def test_a_step_leaves_the_slim_network(name: str) -> None:
     case = FIXTURES[name]

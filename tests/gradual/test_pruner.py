@@ -59,6 +59,7 @@ def test_masked_is_slim_after_every_step_and_the_next_training_step(optimizer: s
     assert pruner.slim().module(IMAGES).requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_physical_goes_the_same_way_as_masked(optimizer: str) -> None:
     masked, one = trained(False, optimizer)
@@ -234,6 +235,7 @@ def test_an_optimiser_forgets_what_is_gone_after_each_of_its_steps() -> None:
         assert not optimizer.state[parameter]["momentum_buffer"][dead.expand_as(parameter)].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("physical", [False, True])
 def test_a_checkpoint_goes_on_to_the_same_bits(physical: bool) -> None:
     whole, expected = trained(physical, "sgd")

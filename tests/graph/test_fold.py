@@ -264,6 +264,7 @@ def test_training_mode_has_nothing_to_switch():
     assert found[0].args[5] is True
 
 
+@pytest.mark.slow
 def test_the_exported_file_computes_the_same(tmp_path):
     import onnxruntime
 

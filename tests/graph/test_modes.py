@@ -16,6 +16,7 @@ def assert_equal_states(ours: nn.Module, theirs: nn.Module) -> None:
         assert torch.equal(ours_state[name], tensor), name
 
 
+@pytest.mark.slow
 def test_two_steps_of_resnet18_are_bit_equal():
     model = randomise(torchvision.models.resnet18(weights=None, num_classes=7)).double()
     with torch.no_grad():

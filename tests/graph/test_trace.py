@@ -144,6 +144,7 @@ def test_structured_inputs_and_outputs():
     assert ours["batch"] == 5
 
 
+@pytest.mark.slow
 def test_segmentation_returns_its_dictionary():
     model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
     traced = trace(model, torch.randn(1, 3, 64, 64))

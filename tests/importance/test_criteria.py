@@ -77,6 +77,7 @@ def test_magnitude_names_a_parameter_that_is_not_finite() -> None:
         score(*traced_and_coupled(net), "magnitude")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXTURES)
 def test_every_fixture_gets_a_score_for_every_channel(name: str) -> None:
     case = FIXTURES[name]

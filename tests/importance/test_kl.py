@@ -64,6 +64,7 @@ def kl_of_removal(traced: TracedModel, coupling: Coupling, group: str, channel: 
     return float((left.exp() * (left - dense)).sum(-1).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FIXTURES))
 def test_equals_the_divergence_of_the_slimmed_network(name: str) -> None:
     case = FIXTURES[name]

@@ -33,6 +33,7 @@ def images_for(name: str, count: int = 5) -> Tensor:
     return FIXTURES[name].inputs(batch=count, seed=5)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_what_runs_again_gives_what_the_whole_network_gives(name: str) -> None:
     traced = trace(FIXTURES[name].build(), FIXTURES[name].inputs())
@@ -53,6 +54,7 @@ def test_composed_networks(seed: int) -> None:
     assert_same(score(traced, coupling, "kl-exact", images).values, naive(traced, coupling, images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["option_a", "attention_fused", "transformer"])
 @pytest.mark.parametrize("near", [1, 3000, 1 << 40])
 def test_the_size_of_what_runs_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch, name: str, near: int) -> None:
@@ -260,6 +262,7 @@ def test_a_killed_mixture_goes_on_likewise(tmp_path: Path, monkeypatch: pytest.M
     assert all(np.array_equal(found.values[group], values) for group, values in want.values.items())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("written_at_once")
 def test_what_was_saved_for_another_question_or_is_damaged_is_not_used(tmp_path: Path) -> None:
     module = FIXTURES["basic_identity"].build()

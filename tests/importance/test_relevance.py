@@ -76,6 +76,7 @@ def test_it_is_the_formula(weighted: bool) -> None:
     np.testing.assert_allclose(found["stem.weight"], sum(map(definition, sums)) / 2, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_neither_the_order_of_images_nor_batches_nor_names_of_classes_matter() -> None:
     network, coupling, images, classes = two_blocks()
     want = scored(network, coupling, [(images, classes)])
@@ -217,6 +218,7 @@ WITHOUT_RELEVANCE = {
 """By fixture and group, how many channels there are of hidden layers of gates, and of queries and keys."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FIXTURES if name != "unknown_op"])
 def test_every_fixture_gets_finite_scores(name: str) -> None:
     case = FIXTURES[name]

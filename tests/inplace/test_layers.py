@@ -41,6 +41,7 @@ def narrowed(net: nn.Module, inputs: Any = None, **widths: int) -> zoo.Plan:
     return plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "position", "attributes"),
     [
@@ -155,6 +156,7 @@ class Heads(nn.Module):
         return self.proj((attention @ v).transpose(1, 2).reshape(b, n, self.num_heads * self.head_dim))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("widths", "heads", "head_dim", "rows"),
     [({"1.qkv.weight": 20, "1.proj.weight": 16}, 2, 5, 30), (ONE_HEAD, 1, 8, 24)],

@@ -47,6 +47,7 @@ def narrowed(request):
     return net, slim_(net, plan.made, traced=plan.traced), plan.slim, before, inputs
 
 
+@pytest.mark.slow
 def test_the_module_itself_is_narrow_and_computes_what_the_slim_graph_does(narrowed):
     net, result, reference, before, inputs = narrowed
     assert result is net
@@ -90,6 +91,7 @@ def test_whole_networks(name):
     assert [name for name, module in net.named_modules() if not says_what_it_is(module)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "widths"),
     [(zoo.vision_transformer, {"*.mlp.0.weight": 20}), (zoo.swin, {"*.mlp.0.weight": 20})],
@@ -102,6 +104,7 @@ def test_the_layers_between_attention(make, widths):
     assert relative_error(in_float64(net, inputs), in_float64(plan.slim.module, inputs)) <= 1e-9
 
 
+@pytest.mark.slow
 def test_a_transformer_with_fewer_heads():
     net, inputs = zoo.vision_transformer().eval(), zoo.image()
     plan = zoo.planned(net, inputs, {"conv_proj.weight": 24, "*.in_proj_weight#blocks": 3})
@@ -112,6 +115,7 @@ def test_a_transformer_with_fewer_heads():
     assert relative_error(in_float64(net, inputs), in_float64(plan.slim.module, inputs)) <= 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "widths", "line", "reason"),
     [
@@ -140,6 +144,7 @@ def test_narrow_heads_are_left_to_the_graph(make, widths, line, reason):
     assert relative_error(in_float64(result, inputs), in_float64(plan.slim.module, inputs)) <= 1e-9
 
 
+@pytest.mark.slow
 def test_a_network_of_timm():
     timm = pytest.importorskip("timm", reason="timm is an extra")
     net, inputs = randomise(timm.create_model("resnet10t", num_classes=5)).eval(), zoo.image(64)

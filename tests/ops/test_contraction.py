@@ -168,6 +168,7 @@ def test_embedding_rows_are_looked_up_and_columns_are_channels():
     torch.testing.assert_close(slim(*inputs), by_hand, rtol=1e-12, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_attention_keeps_the_scale_of_the_intact_head(scale):
     """Queries lose half of their channels; products are still divided by the root of four, not of two."""

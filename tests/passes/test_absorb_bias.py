@@ -289,6 +289,7 @@ def check(traced: TracedModel, inputs: tuple[Tensor, ...], choose: Choose) -> st
     return "exact with shifts" if found.shifts else "nothing emitted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_networks_of_torchvision(name: str) -> None:
     traced, coupling, x = prepared(torchvision.models.get_model(name, weights=None), (3, 64, 64))
@@ -314,6 +315,7 @@ INEXACT = ("instance", "group", "layer", "whole", "zeros", "dilated")
 """Normalisations across channels, and zero padding: what is removed changes more than a constant."""
 
 
+@pytest.mark.slow
 def test_fixtures() -> None:
     cases = [case for case in FIXTURES.values() if not case.statistics]
     found = [(trace(case.build(), case.inputs(), dynamic_batch=case.dynamic), case.inputs()) for case in cases[::3]]
@@ -321,6 +323,7 @@ def test_fixtures() -> None:
     assert seen.count("exact with shifts") >= 5
 
 
+@pytest.mark.slow
 def test_composed_networks() -> None:
     seen = []
     for seed in range(20):

@@ -115,6 +115,7 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
     return made(into, out, kernel, stride, where, dilation, groups, bias, mode), shape
 
 
+@pytest.mark.slow
 @given(layers(), st.sampled_from([2, 4]), st.sampled_from(INITIALISATIONS), st.sampled_from(["features", "weights"]))
 @settings(max_examples=40, deadline=None)
 def test_any_layer_there_and_back(layer, rate, init, compute):
@@ -304,6 +305,7 @@ def test_auto_takes_what_is_cheaper():
     assert show(ExpandLinear(batch_size=100_000)(traced)).count("compose(") == 2
 
 
+@pytest.mark.slow
 def test_exported_file_is_that_of_the_slim_network(tmp_path):
     traced, _ = double(Small(), 3, 6, 6)
     traced = traced.to(torch.float32)

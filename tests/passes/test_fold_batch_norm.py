@@ -71,6 +71,7 @@ def test_a_chain_of_normalisations_folds_whole():
     torch.testing.assert_close(result.module(x), model(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121"])
 def test_networks(name):
     model, traced, x = double(torchvision.models.get_model(name, weights=None, num_classes=5), (3, 64, 64))

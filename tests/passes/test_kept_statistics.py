@@ -86,6 +86,7 @@ def agree(net, kept, batch=2):
 AXES = [(1, *others) for count in range(4) for others in itertools.combinations((0, 2, 3), count)]
 
 
+@pytest.mark.slow
 @given(
     statistic=st.sampled_from(list(STATISTICS)),
     axes=st.sampled_from(AXES),

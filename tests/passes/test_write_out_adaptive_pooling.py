@@ -30,6 +30,7 @@ def adaptive(traced) -> int:
     return sum("adaptive" in str(node.target) for node in traced.graph.nodes)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(["avg", "max"]),
@@ -131,6 +132,7 @@ class Every(nn.Module):
         }
 
 
+@pytest.mark.slow
 def test_onnxruntime_computes_the_same_at_any_batch_size(tmp_path):
     x = (torch.randn(3, 2, 6, 7, 8, generator=torch.Generator().manual_seed(0)),)
     made = export_onnx(prepare(trace(Every(), x)).module, x, tmp_path / "net.onnx")

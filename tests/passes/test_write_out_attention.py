@@ -64,6 +64,7 @@ def attentions(draw):
     return options, inputs, draw(st.booleans())
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(attentions())
 def test_the_function_stays(drawn):
@@ -125,6 +126,7 @@ class Every(nn.Module):
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [18, 20, 23])
 def test_onnxruntime_computes_the_same_at_any_batch_size(opset, tmp_path):
     x = (torch.randn(3, 3, 4, 5, 6, generator=torch.Generator().manual_seed(2)),)
@@ -156,6 +158,7 @@ class Masked(nn.Module):
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [20, 23])
 def test_masks_that_hide_everything_or_broadcast_at_four_axes(opset, tmp_path):
     x = (torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(2)),)

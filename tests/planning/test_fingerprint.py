@@ -76,6 +76,7 @@ def test_lines_of_a_small_network() -> None:
     assert class_of(graph) == f"{Joined.__module__}.Joined"
 
 
+@pytest.mark.slow
 def test_weights_mode_device_names_and_batch_leave_it_alone() -> None:
     want = fingerprint(traced(Joined()))
     renamed = traced(Joined(), (5, 3, 8, 8))
@@ -98,6 +99,7 @@ def test_floating_types_are_alike(dtype: torch.dtype) -> None:
     assert fingerprint(copy.deepcopy(traced(Joined())).to(dtype)) == fingerprint(traced(Joined()))
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same() -> None:
     code = """
         import torch
@@ -170,6 +172,7 @@ def test_coupling_groups_are_part_of_it() -> None:
     assert found == "it has no coupling group 'first.weight'"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FIXTURES)[::5])
 def test_a_fixture_is_like_itself_and_unlike_the_next(name: str) -> None:
     case = FIXTURES[name]

@@ -134,6 +134,7 @@ def test_blocks_stay_equal(allocation: str) -> None:
     found.check(traced, coupling)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(recipe=networks(max_depth=4), share=st.sampled_from((0.85, 0.6, 0.4)))
 def test_generated_networks(recipe: Recipe, share: float) -> None:

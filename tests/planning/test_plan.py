@@ -355,18 +355,21 @@ def test_widths_of_groups_with_blocks() -> None:
         plan_from_widths(traced, coupling, scores, {group: 9})
 
 
+@pytest.mark.slow
 def test_the_fingerprint_of_resnet50_is_small(resnet50: Subject) -> None:
     found = plan_from_widths(*resnet50, {}).fingerprint
     assert len(found.ops) == 176
     assert len(found.model_dump_json()) < 25_000
 
 
+@pytest.mark.slow
 def test_curls_own_widths_cost_what_curl_says(resnet50: Subject) -> None:
     widths = {group: len(kept) for group, kept in curl_keep(resnet50[1]).items()}
     found = plan_from_widths(*resnet50, widths)
     assert (found.after.macs, found.after.params) == (1_110_843_275, 6_668_506)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXTURES)
 def test_every_fixture_can_be_planned(name: str) -> None:
     case = FIXTURES[name]

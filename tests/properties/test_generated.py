@@ -16,6 +16,7 @@ from tests.properties.conftest import NIGHTLY
 from tests.properties.examination import examine
 
 CHUNKS = 10
+SHARES = [0, *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in range(1, CHUNKS))]
 ONNX_SHARE = 1 if NIGHTLY else 8  # every which network is exported
 
 SETTINGS = settings(
@@ -34,7 +35,7 @@ def shared_out(total: int, chunk: int, check: object) -> None:
         seed(chunk)(settings(SETTINGS, max_examples=total // CHUNKS, database=None)(check))()
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.parametrize("chunk", SHARES)
 def test_generated_networks(chunk):
     @given(recipe=networks(), data=st.data())
     def check(recipe: Recipe, data: st.DataObject) -> None:
@@ -49,7 +50,7 @@ def test_generated_networks(chunk):
     shared_out(2000 if NIGHTLY else 200, chunk, check)
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.parametrize("chunk", SHARES)
 def test_generated_networks_live_on(chunk):
     @given(recipe=networks(max_depth=5), data=st.data())
     def check(recipe: Recipe, data: st.DataObject) -> None:

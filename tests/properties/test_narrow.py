@@ -54,6 +54,7 @@ def test_whole_groups_of_a_normalisation_go():
     assert error(laboratory, {blocks_of(laboratory, "conv2.weight"): (1,)}, narrow, *case.inputs()) <= 1e-12
 
 
+@pytest.mark.slow
 def test_channels_and_whole_groups_go_together():
     """Two of four channels of the group that stays."""
     case = FIXTURES["group_norm"]

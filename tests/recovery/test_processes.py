@@ -50,6 +50,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, dict[
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(together.SAME))
 def test_two_processes_end_as_one(name: str, both: list[Any]) -> None:
     wanted = together.SAME[name]()
@@ -105,6 +106,7 @@ def test_lost_labels_are_refused_by_both(both: list[Any]) -> None:
         assert "cannot read the soft labels" in others["refusals"]["no labels"]
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_a_process_that_ends_at_once() -> None:
     code = "import sys, tests.recovery.together as t; sys.exit(t.left_alone())"
     port = free_port()

@@ -123,6 +123,7 @@ def test_an_image_that_is_twice_in_a_batch_gets_both_steps() -> None:
     assert labels.values.tolist() == [[0, 0], [-2, -3], [0, 0], [-2.5, -3]]
 
 
+@pytest.mark.slow
 def test_labels_drift_towards_the_student() -> None:
     labels, student = started(), network(2)
     start = torch.from_numpy(labels.values.copy())
@@ -193,6 +194,7 @@ def test_killed_between_the_labels_and_the_checkpoint(
     assert np.array_equal(again.values, labels.values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "step"), [("recover", 3), ("recover", 5), ("recover, refine", 2), ("recover, refine", 40)]
 )

@@ -70,6 +70,7 @@ def until(page: Any, holds: Callable[[], bool], seconds: float = 60.0) -> bool:
     return holds()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_the_page_is_whole(browser: Any, file: Path, artifacts: Path, size: str, scheme: str) -> None:
@@ -90,6 +91,7 @@ def test_the_page_is_whole(browser: Any, file: Path, artifacts: Path, size: str,
         assert opened.faults == []
 
 
+@pytest.mark.slow
 def test_marks_are_drawn_in_colours_that_differ_from_the_paper(browser: Any, file: Path) -> None:
     for scheme in ("light", "dark"):
         with Opened(browser, file, "desktop", scheme) as opened:
@@ -102,6 +104,7 @@ def test_marks_are_drawn_in_colours_that_differ_from_the_paper(browser: Any, fil
             assert line.startswith("rgb"), line
 
 
+@pytest.mark.slow
 def test_the_coupling_graph_zooms_and_moves_and_says_what_is_tied(browser: Any, file: Path) -> None:
     with Opened(browser, file, "desktop") as opened:
         page = opened.page

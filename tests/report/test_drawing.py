@@ -24,6 +24,7 @@ def coupled(name: str) -> Coupling:
     return couple(trace(case.build(), case.inputs()))
 
 
+@pytest.mark.slow
 def test_rows_of_a_residual_network() -> None:
     rows, _ = outline(coupled("basic_downsample"))
     told = [(row.kind, row.name, row.op, row.widths, row.also) for row in rows]
@@ -47,6 +48,7 @@ def test_lanes_run_from_the_first_row_to_the_last() -> None:
     assert longest.column == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["basic_downsample", "inception", "attention_fused", "option_a", "grouped_conv"])
 def test_lanes_that_overlap_have_columns_of_their_own(name: str) -> None:
     _, lanes = outline(coupled(name))
@@ -56,6 +58,7 @@ def test_lanes_that_overlap_have_columns_of_their_own(name: str) -> None:
                 assert one.column != other.column
 
 
+@pytest.mark.slow
 def test_the_svg_is_sound_and_always_the_same(tmp_path: Path) -> None:
     coupling = coupled("basic_downsample")
     text = svg(coupling, "<mine> & yours")
@@ -73,6 +76,7 @@ def test_the_svg_is_sound_and_always_the_same(tmp_path: Path) -> None:
     assert any("networks/joins.py:" in tip for tip in tips)
 
 
+@pytest.mark.slow
 def test_what_stays_is_grey() -> None:
     case = FIXTURES["basic_downsample"]
     root = ET.fromstring(svg(couple(trace(case.build(), case.inputs()), frozen=["*"])))  # noqa: S314

@@ -69,6 +69,7 @@ def test_nothing_is_fetched_and_only_the_script_of_the_page_may_run() -> None:
     assert Page(text).tags.count("script") == 1
 
 
+@pytest.mark.slow
 def test_whatever_comes_from_outside_is_escaped() -> None:
     plain = Page(render(example()))
     content = example()
@@ -105,6 +106,7 @@ def test_the_page_escapes_what_it_shows() -> None:
     assert "a note &amp; more" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nothing", [None, math.nan])
 def test_without_accuracy(nothing: float | None) -> None:
     summary = without(SUMMARY, "accuracy")
@@ -177,6 +179,7 @@ def test_one_layer() -> None:
     assert set(page.charts) == set(CHARTS)
 
 
+@pytest.mark.slow
 def test_a_thousand_layers_still_open_on_a_phone() -> None:
     count = 1000
     names = [f"backbone.stage{n // 100}.block{n % 100}.convolution.weight" for n in range(count)]
@@ -238,6 +241,7 @@ def test_charts_say_what_was_found() -> None:
     assert any("group conv1.weight, 64 channels" in text for text in charts["coupling"])
 
 
+@pytest.mark.slow
 def test_columns_are_as_high_as_the_numbers() -> None:
     text = render(example()).partition('id="chart-widths"')[2].partition("</figure>")[0]
     heights = [[int(one) for one in re.findall(r'class="(?:dense|slim)" d="M\d+ 1000v-(\d+)', mark)] for mark in
@@ -288,6 +292,7 @@ def test_the_interval_of_a_speed_up() -> None:
     assert '<span class="chip good">2.00× faster (1.95–2.05)</span>' in render(example())
 
 
+@pytest.mark.slow
 def test_a_summary_of_an_earlier_version_has_no_interval() -> None:
     older = {key: value for key, value in example().summary.items() if key != "speedup_interval"}
     latency = tiles(example(summary=older))[1]

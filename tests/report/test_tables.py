@@ -68,6 +68,7 @@ def test_verdict() -> None:
     assert verdict(failed).startswith("FAILED")
 
 
+@pytest.mark.slow
 def test_layers_of_a_slim_network() -> None:
     traced = trace(MODELS["digits"](), (torch.randn(2, 1, 8, 8),))
     coupling = couple(traced)

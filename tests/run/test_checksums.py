@@ -30,6 +30,7 @@ def rewritten(folder: Path, **changes: object) -> None:
     (folder / "summary.json").write_text(json.dumps({**summary, **changes}))
 
 
+@pytest.mark.slow
 def test_every_file_has_a_checksum(finished: RunResult) -> None:
     folder = finished.directory
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -126,6 +127,7 @@ def snapshot(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locked_before", [True, False])
 def test_a_folder_that_is_read_only(copied: Path, locked_before: bool) -> None:
     if not locked_before:  # copied by something that leaves hidden files out

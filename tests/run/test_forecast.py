@@ -76,6 +76,7 @@ def test_what_a_run_refuses_is_refused(tiny_job: dict[str, Any], elsewhere: Path
         forecast(make_config({**tiny_job, "out": elsewhere}))
 
 
+@pytest.mark.slow
 def test_published_weights_are_not_asked_for(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("a download"))
     asked = {

@@ -31,6 +31,7 @@ def trained(tiny_job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
     return run(settings(tiny_job, **PHYSICAL, out=tmp_path_factory.mktemp("trained") / "run"))
 
 
+@pytest.mark.slow
 def test_ends_in_a_usual_run_directory(trained: RunResult) -> None:
     assert trained.passed
     summary = trained.summary
@@ -58,6 +59,7 @@ def test_ends_in_a_usual_run_directory(trained: RunResult) -> None:
     assert "trained vs slim, float64" in page
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_the_same(trained: RunResult, tiny_job: dict[str, Any], tmp_path: Path) -> None:
     class StopError(Exception):
         pass
@@ -81,6 +83,7 @@ def test_a_killed_run_ends_the_same(trained: RunResult, tiny_job: dict[str, Any]
     assert plans[0] == plans[1]
 
 
+@pytest.mark.slow
 def test_says_when_the_target_was_not_reached(tiny_job: dict[str, Any], tmp_path: Path) -> None:
     said: list[str] = []
     result = run(
@@ -97,6 +100,7 @@ def test_refuses_before_it_trains(tiny_job: dict[str, Any], tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("physical", [False, True])
 def test_refuses_averages_over_what_goes(tiny_job: dict[str, Any], tmp_path: Path, physical: bool) -> None:
     job = settings(tiny_job, model=tiny_job["model"].replace(":residual", ":normed"), out=tmp_path / "run")

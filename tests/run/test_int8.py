@@ -16,6 +16,7 @@ from curlfx.run.reporting import read_summary
 from curlfx.run.runner import run
 
 
+@pytest.mark.slow
 def test_a_job_writes_and_measures_it(tiny_job: dict[str, Any], tmp_path: Path) -> None:
     found = run({**tiny_job, "importance": "magnitude", "export": {"int8": True}, "out": tmp_path / "run"})
     file, figures = found.directory / INT8, found.summary["int8"]

@@ -134,6 +134,7 @@ def test_files_of_a_run_make_the_network_again(finished: RunResult) -> None:
         np.testing.assert_allclose(network.module.eval()(images).numpy(), found, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_biases_absorb_what_goes_when_the_job_says_so(
     tiny_job: dict[str, Any], elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +177,7 @@ def test_biases_absorb_what_goes_when_the_job_says_so(
     assert all(f"note: {refusal}" in log for refusal in refusals)
 
 
+@pytest.mark.slow
 def test_a_run_repeats_itself(finished: RunResult, tiny_job: dict[str, Any], elsewhere: Path) -> None:
     again = run(tiny_job)
     assert again.directory == Path("runs") / "residual-1"
@@ -184,6 +186,7 @@ def test_a_run_repeats_itself(finished: RunResult, tiny_job: dict[str, Any], els
         assert (again.directory / name).read_bytes() == (finished.directory / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_killed_after_every_stage(
     finished: RunResult, tiny_job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +209,7 @@ def test_killed_after_every_stage(
     assert (out / "slim.onnx").read_bytes() == (finished.directory / "slim.onnx").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "epoch"),
     [
@@ -262,6 +266,7 @@ def stages_done(out: Path) -> list[str]:
     return list(json.loads(state.read_text())["done"]) if state.exists() else []
 
 
+@pytest.mark.slow
 def test_a_failed_verification(tiny_job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = [Check("torch vs onnx, slim, output, batch 1", 0.5, 1e-4)]
     monkeypatch.setattr(deployment, "torch_vs_onnx", lambda *_: bad)
@@ -271,6 +276,7 @@ def test_a_failed_verification(tiny_job: dict[str, Any], tmp_path: Path, monkeyp
     assert summary["verification"]["passed"] is False
 
 
+@pytest.mark.slow
 def test_recheck_reads_the_files_alone(finished: RunResult) -> None:
     report = recheck(finished.directory)
     assert report.passed
@@ -405,6 +411,7 @@ def test_a_record_that_lacks_the_pruning_of_a_training(tmp_path: Path) -> None:
             gradual.score(job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text", "stages"),
     [

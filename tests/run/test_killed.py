@@ -53,7 +53,8 @@ def require_same_end(folder: Path, finished: RunResult) -> None:
     record.require()
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, 20])
 def test_killed_at_random_moments(finished: RunResult, tiny_job: dict[str, Any], tmp_path: Path, kills: int) -> None:
     moments = np.random.default_rng(kills).integers(1, LATEST + 1, kills).tolist()
     folders = [tmp_path / "run-0"]

@@ -56,6 +56,7 @@ def state(found: RunResult) -> dict[str, Any]:
     return done.get("result", done)
 
 
+@pytest.mark.slow
 def test_a_job_on_onnxruntime(job: dict[str, Any]) -> None:
     """The whole of the dense latency is a target that every machine reaches."""
     found = run({**job, "target": {"latency_ms": "100%"}, "latency_probes": 3})
@@ -72,6 +73,7 @@ def test_a_job_on_onnxruntime(job: dict[str, Any]) -> None:
     assert table.dense_ms > 0
 
 
+@pytest.mark.slow
 def test_the_plan_is_measured(job: dict[str, Any], asked: list[Keep]) -> None:
     found = run(job)
     plan = SlimPlan.load(found.directory / "plan.json")
@@ -93,6 +95,7 @@ def test_the_plan_is_measured(job: dict[str, Any], asked: list[Keep]) -> None:
     assert f"latency: {ms:.3g} ms of 1.6 ms" in log
 
 
+@pytest.mark.slow
 def test_what_a_search_finds_is_measured_and_corrected(job: dict[str, Any], asked: list[Keep]) -> None:
     plain = {name: value for name, value in job.items() if name not in ("round_to", "floor")}
     search = {
@@ -116,6 +119,7 @@ def test_what_a_search_finds_is_measured_and_corrected(job: dict[str, Any], aske
     assert record["best"]["widths"] == plan.widths
 
 
+@pytest.mark.slow
 def test_scores_per_millisecond_are_ranked(job: dict[str, Any], asked: list[Keep]) -> None:
     found = run({**job, "per": "latency", "target": {"latency_ms": "60%", "params": "90%"}})
     plan = SlimPlan.load(found.directory / "plan.json")
@@ -124,6 +128,7 @@ def test_scores_per_millisecond_are_ranked(job: dict[str, Any], asked: list[Keep
     assert state(found)["latency"]["met"] is True
 
 
+@pytest.mark.slow
 def test_a_killed_table_goes_on(job: dict[str, Any], asked: list[Keep], monkeypatch: pytest.MonkeyPatch) -> None:
     take = Stopwatch.sample
 
@@ -142,6 +147,7 @@ def test_a_killed_table_goes_on(job: dict[str, Any], asked: list[Keep], monkeypa
     assert state(found)["latency"]["met"] is True
 
 
+@pytest.mark.slow
 def test_a_target_that_is_missed_ends_the_run(
     job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, asked: list[Keep]
 ) -> None:
@@ -184,6 +190,7 @@ def test_out_of_reach(job: dict[str, Any], asked: list[Keep]) -> None:
     assert len(asked) == 1 + PROBES
 
 
+@pytest.mark.slow
 def test_a_training_stops_at_a_latency(job: dict[str, Any], asked: list[Keep], monkeypatch: pytest.MonkeyPatch) -> None:
     """By the table, which is measured before the training and not again after a kill."""
     training = {"train": {"epochs": 3}, "gradual": {"interval": 1, "last": 2}}

@@ -43,6 +43,7 @@ def outline(path: Path) -> list[object]:
     return [nodes, [(one.name, tuple(one.dims)) for one in graph.initializer]]
 
 
+@pytest.mark.slow
 def test_every_stage_is_reported(recovered: RunResult) -> None:
     assert recovered.passed
     recovery, seconds = recovered.summary["recovery"], recovered.summary["seconds"]
@@ -58,6 +59,7 @@ def test_every_stage_is_reported(recovered: RunResult) -> None:
     assert "after overparam" in (recovered.directory / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_file_is_that_of_the_slim_network(recovered: RunResult, job: dict[str, Any], tmp_path: Path) -> None:
     settings = {**job, "recovery": {"epochs": 0}, "out": tmp_path / "plain"}
     plain = run(settings)
@@ -67,6 +69,7 @@ def test_the_file_is_that_of_the_slim_network(recovered: RunResult, job: dict[st
     assert files[0].read_bytes() != files[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_within_the_stage(recovered: RunResult, job: dict[str, Any], tmp_path: Path) -> None:
     class Murderer:
         def on_step(self, event: StepEvent) -> None:

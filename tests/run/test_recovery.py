@@ -34,6 +34,7 @@ def recovered(job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     return run({**job, "out": tmp_path_factory.mktemp("recovered") / "run"})
 
 
+@pytest.mark.slow
 def test_every_stage_is_reported(recovered: RunResult) -> None:
     recovery, seconds = recovered.summary["recovery"], recovered.summary["seconds"]
     after = recovery["accuracy_after"]
@@ -55,6 +56,7 @@ def test_every_stage_is_reported(recovered: RunResult) -> None:
     assert "after refine" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "epoch"), [pytest.param("recover", 2, marks=pytest.mark.slow), ("refine", 2)])
 def test_killed_within_a_stage(
     recovered: RunResult, job: dict[str, Any], tmp_path: Path, stage: str, epoch: int

@@ -118,6 +118,7 @@ def test_comes_back_bit_for_bit_and_trains_on(tmp_path: Path, dtype: torch.dtype
     assert_same(found, network)
 
 
+@pytest.mark.slow
 def test_the_public_names(tmp_path: Path) -> None:
     network, plan = slimmed(shuffled(3))
     curlfx.save(network, tmp_path, plan=plan, model=NETS + "shuffled", num_classes=3)
@@ -132,6 +133,7 @@ def test_the_public_names(tmp_path: Path) -> None:
     assert_same(curlfx.load(tmp_path, graph=True), network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ("shuffle_v2", "called_twice", "swin_block") if name in FIXTURES])
 def test_fixtures_come_back(name: str, tmp_path: Path) -> None:
     case = FIXTURES[name]
@@ -147,6 +149,7 @@ def test_fixtures_come_back(name: str, tmp_path: Path) -> None:
         assert torch.equal(found.module(*case.inputs(seed=2)), network.module.eval()(*case.inputs(seed=2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", [False, True])
 def test_a_run_directory_is_a_saved_network(finished: RunResult, graph: bool) -> None:
     found = load(finished.directory, graph=graph)
@@ -158,6 +161,7 @@ def test_a_run_directory_is_a_saved_network(finished: RunResult, graph: bool) ->
     assert torch.equal(found.module(images), load(finished.directory, graph=not graph).module(images))
 
 
+@pytest.mark.slow
 def test_both_kinds_of_folder_are_verified(finished: RunResult, tmp_path: Path) -> None:
     assert recheck(finished.directory).checks[-1].name == "saved graph vs torch"
     network, plan = slimmed(shuffled())

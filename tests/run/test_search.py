@@ -48,6 +48,7 @@ def found_in(result: RunResult) -> dict[str, Any]:
     return record
 
 
+@pytest.mark.slow
 def test_a_search_ends_in_a_run_directory_with_its_controls(job: dict[str, Any]) -> None:
     result = run({**job, "search": {**SMALL, "controls": True}})
     plan, record = SlimPlan.load(result.directory / "plan.json"), found_in(result)
@@ -62,6 +63,7 @@ def test_a_search_ends_in_a_run_directory_with_its_controls(job: dict[str, Any])
     assert recheck(result.directory).passed
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_to_the_same_result(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +82,7 @@ def test_a_killed_search_goes_on_to_the_same_result(
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["dense", "scratch", "supernet"])
 def test_what_the_recovery_starts_from(job: dict[str, Any], start: str) -> None:
     result = run({**job, "recovery": {"epochs": 0}, "search": {**SMALL, "start": start}})
@@ -95,6 +98,7 @@ def test_what_the_recovery_starts_from(job: dict[str, Any], start: str) -> None:
     assert (moved, measured) == ((True, True) if start == "supernet" else (False, False))
 
 
+@pytest.mark.slow
 def test_scratch_are_random_weights_also_where_they_are_computed(job: dict[str, Any]) -> None:
     """Weight normalisation is folded when the network is traced: the trained weight must not stay."""
     changed = {"train": {"epochs": 1}, "recovery": {"epochs": 0}}
@@ -111,6 +115,7 @@ def test_scratch_are_random_weights_also_where_they_are_computed(job: dict[str, 
     assert_close(slim["inner.weight"], weight[rows][:, columns])
 
 
+@pytest.mark.slow
 def test_controls_are_started_and_recovered_as_what_was_found(
     job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +197,7 @@ def test_the_command_line_refuses_what_would_not_search(
     assert not none.exists()
 
 
+@pytest.mark.slow
 def test_the_command_line(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ def widths(path: Path) -> dict[str, int]:
     return {group: len(scores) for group, scores in values.items()}
 
 
+@pytest.mark.slow
 def test_each_step_scores_what_is_left(job: dict[str, Any], tmp_path: Path) -> None:
     found = run({**job, "out": tmp_path / "steps"})
     plan = SlimPlan.load(found.directory / "plan.json")
@@ -57,6 +58,7 @@ def same(resumed: Path, whole: Path) -> None:
         assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_killed_between_steps_and_within_one(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

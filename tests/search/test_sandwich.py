@@ -74,6 +74,7 @@ def test_it_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert not all(torch.equal(tensor, wanted[name]) for name, tensor in weights(killed).items())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_question_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "supernet.pt"
     one = replace(SETTINGS, train=replace(TRAIN, epochs=1))

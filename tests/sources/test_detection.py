@@ -171,6 +171,7 @@ def images(batch: int = 2, side: int = SIDE) -> Tensor:
     return torch.rand(batch, 3, side, side, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DETECTORS)
 def test_every_parameter_is_read_and_every_batch_size_taken(name):
     model, graph, _ = traced(name)
@@ -194,6 +195,7 @@ def test_only_what_the_detector_puts_out_is_frozen(name):
     assert coupling.unsupported == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DETECTORS)
 def test_slim_equals_gated(name):
     _, graph, coupling = traced(name)
@@ -220,6 +222,7 @@ def test_regions_are_what_roi_align_gives_of_a_grid_of_boxes():
         torch.testing.assert_close(pooled[:, 4 * level : 4 * level + 4].flatten(0, 1), theirs)
 
 
+@pytest.mark.slow
 def test_more_regions_give_more_of_them_and_the_same_groups():
     model, graph, coupling = traced("mask_rcnn")
     more = trace(model, images(), forward=detection_forward(model, regions=2))

@@ -230,6 +230,7 @@ def test_large_images_are_expanded_before_they_are_cropped(tmp_path: Path) -> No
         assert found[tuple(image.flatten().tolist())] == position % 6 // 3
 
 
+@pytest.mark.slow
 def test_mild_changes_leave_most_of_a_large_image_in_view(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "large", 80)
     data = load_data(f"imagefolder:{root}", shape=(3, 72, 72))

@@ -134,6 +134,7 @@ def test_it_trains(name):
     assert all(torch.isfinite(loss) for loss in after.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ssd", pytest.param("mask_rcnn", marks=pytest.mark.nightly)])
 def test_what_is_traced_of_it_runs_on_onnxruntime(name, tmp_path):
     import onnxruntime
