@@ -22,7 +22,7 @@ from curlfx.sources import load_model
 nightly = pytest.mark.nightly
 NETWORKS = [
     # Channels that a shortcut without weights pads, and strides that it slices.
-    ("curlfx:resnet20", 32, {"Pad", "Slice", "Reshape"}),
+    pytest.param("curlfx:resnet20", 32, {"Pad", "Slice", "Reshape"}, marks=pytest.mark.slow),
     pytest.param("torchvision:resnet18", 64, {"Reshape"}, marks=nightly),
     pytest.param("torchvision:mobilenet_v3_small", 64, {"Reshape"}, marks=nightly),
     pytest.param("torchvision:efficientnet_b0", 64, {"Reshape"}, marks=nightly),

@@ -17,8 +17,11 @@ from tests.docs.execute import check, execute
 from tests.docs.given import AFTERWARDS, GIVEN
 from tests.docs.notebook import notebook
 
-SLOW = ("README.md", "docs/ci.md", "docs/detection.md", "docs/latency.md", "docs/own-model.md")
-"""Pages that take more than ten seconds."""
+SLOW = (
+    "README.md", "docs/ci.md", "docs/detection.md", "docs/faq.md", "docs/from-torch-pruning.md", "docs/inplace.md",
+    "docs/latency.md", "docs/own-model.md", "docs/plans.md",
+)  # fmt: skip
+"""Pages that take seconds."""
 TUTORIAL = "tutorial.md"
 """It is run as a notebook."""
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)

@@ -60,6 +60,7 @@ def test_two_processes_end_as_one(name: str, both: list[Any]) -> None:
     torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_stopped_and_gone_on_with(both: list[Any]) -> None:
     (found, others), (_, theirs) = both
     first, second = others["resumed"], theirs["resumed"]
@@ -73,6 +74,7 @@ def test_stopped_and_gone_on_with(both: list[Any]) -> None:
     assert torch.equal(first["history"], second["history"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -89,6 +91,7 @@ def test_refused_by_both(name: str, message: str, both: list[Any]) -> None:
         assert others["refusals"][name].startswith(message)
 
 
+@pytest.mark.slow
 def test_what_the_first_one_does(both: list[Any]) -> None:
     (_, first), (_, second) = both
     assert first["alone"] == second["alone"] == 1  # to itself it is the only one
@@ -99,6 +102,7 @@ def test_what_the_first_one_does(both: list[Any]) -> None:
     assert "process 0 stopped (ZeroDivisionError: half of nothing)" in second["refusals"]["broken on the first"]
 
 
+@pytest.mark.slow
 def test_lost_labels_are_refused_by_both(both: list[Any]) -> None:
     for rank, (_, others) in enumerate(both):
         prefix = "process 0: " * rank
@@ -120,6 +124,7 @@ def test_nobody_waits_for_a_process_that_ends_at_once() -> None:
             one.kill()
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_a_process_that_is_gone(both: list[Any]) -> None:
     assert both[0][1]["lost"].startswith("CheckError: process 0 of 2 cannot reach the others (")
 
