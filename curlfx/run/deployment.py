@@ -11,6 +11,7 @@ from curlfx.deploy import BenchEntry, BenchSettings, OnnxFile, Speedup, export_o
 from curlfx.deploy import bench as measure
 from curlfx.deploy.statistics import CONFIDENCE
 from curlfx.graph.traced import TracedModel
+from curlfx.report.summary import Interval
 from curlfx.run.config import ExportConfig
 from curlfx.run.int8 import INT8, write_int8
 from curlfx.run.job import Job
@@ -106,7 +107,7 @@ def bench(job: Job) -> Result:
 
 
 def _interval(speedup: Speedup | None) -> dict[str, float] | None:
-    return None if speedup is None else {"low": speedup.low, "high": speedup.high, "confidence": CONFIDENCE}
+    return None if speedup is None else asdict(Interval(speedup.low, speedup.high, CONFIDENCE))
 
 
 def _latency(entry: BenchEntry) -> dict[str, float]:
