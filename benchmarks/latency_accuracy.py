@@ -1,8 +1,9 @@
 """What planning by measured latency is worth: `curlfx run` with a latency target beside one by MACs, equally fast.
 
 For every seed the whole job runs with ``target.latency_ms``. Then the MACs target is bisected, with the scores of that
-run, until its plan is measured as fast, and the whole job runs once more with it. Slim networks of both are timed
-beside the dense one, interleaved. Finished runs are read again, and interrupted ones go on.
+run, until its plan is measured as fast as the first, side by side, and the whole job runs once more with it; and the
+same with widths that are not rounded. All slim networks are timed beside the dense one, interleaved. Finished runs are
+read again, and interrupted ones go on.
 
     python benchmarks/latency_accuracy.py --model curlfx:resnet56 --data cifar10:DIR --weights resnet56.safetensors
 """
@@ -13,6 +14,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from records import Lines, spread
@@ -22,19 +24,24 @@ from curlfx import run
 from curlfx.cost import CostModel
 from curlfx.coupling import couple
 from curlfx.deploy import BenchSettings, bench
-from curlfx.deploy.measure import Stopwatch, TableSettings
+from curlfx.deploy.export import export_onnx
+from curlfx.deploy.prepare import prepare
 from curlfx.importance import Scores
+from curlfx.planning import slim
 from curlfx.run.settings import make_config
 from curlfx.run.subject import load_subject, make_plan
 
 STEPS = 7
 CLOSE = 0.01
 OUT = Path("runs") / "latency_accuracy"
+LATENCY, MACS, UNROUNDED = "latency", "MACs", "MACs, widths not rounded"
+ARMS: dict[str, dict[str, Any]] = {MACS: {}, UNROUNDED: {"round_to": 1}}
 
 
-def settings(arguments: argparse.Namespace, seed: int, target: dict[str, str]) -> dict[str, Any]:
+def settings(arguments: argparse.Namespace, seed: int, target: dict[str, str], **others: Any) -> dict[str, Any]:
     """Configuration of one run."""
     return {
+        **others,
         "model": arguments.model,
         "weights": str(arguments.weights),
         "data": arguments.data,
@@ -56,9 +63,11 @@ def finished(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     return dict(run(request, progress=Lines(folder.name, 30), say=lambda line: print(line, file=sys.stderr)).summary)
 
 
-def equally_fast(arguments: argparse.Namespace, seed: int, folder: Path, share: float) -> str:
-    """The MACs target whose plan takes ``share`` of the dense latency, with the scores of the run in ``folder``."""
-    found = folder / "equal.json"
+def equally_fast(arguments: argparse.Namespace, seed: int, folder: Path, found: Path, **others: Any) -> str:
+    """The MACs target whose plan takes as long as the slim network in ``folder``, with the scores of that run.
+
+    It is kept in the file ``found``.
+    """
     if found.exists():
         return str(json.loads(found.read_text(encoding="utf-8"))["macs"])
     traced = load_subject(make_config(settings(arguments, seed, {"macs": "50%"}))).trace()
@@ -66,52 +75,56 @@ def equally_fast(arguments: argparse.Namespace, seed: int, folder: Path, share: 
     scores = Scores.from_json((folder / "checkpoints" / "scores.json").read_text(encoding="utf-8"))
     costs = CostModel(traced, coupling)
     low, high, best = 0.1, 1.0, (float("inf"), "")
-    with Stopwatch(traced, coupling, TableSettings(threads=1)) as stopwatch:
+    with TemporaryDirectory() as scratch:
+        other = Path(scratch) / "other.onnx"
         for _ in range(STEPS):
             target = f"{50 * (low + high):.2f}%"
-            config = make_config(settings(arguments, seed, {"macs": target}))
+            config = make_config(settings(arguments, seed, {"macs": target}, **others))
             chosen = make_plan(config, traced, coupling, lambda *_: scores, costs)
-            dense = stopwatch.dense_now()
-            ratio = stopwatch.sample(chosen.keep, dense).milliseconds / dense
-            print(f"{target} of the MACs: {ratio:.3f} of the latency, want {share:.3f}", file=sys.stderr, flush=True)
-            best = min(best, (abs(ratio - share), target))
-            if best[0] <= CLOSE * share:
+            ready = prepare(slim(traced, chosen, coupling))
+            export_onnx(ready.module, ready.example_inputs, other)
+            timed = bench([folder / "slim.onnx", other], BenchSettings(rounds=arguments.rounds)).entries
+            share = timed[1].latency_ms.median / timed[0].latency_ms.median
+            print(f"{target} of the MACs: {share:.3f} of the plan by latency", file=sys.stderr, flush=True)
+            best = min(best, (abs(share - 1), target))
+            if best[0] <= CLOSE:
                 break
-            low, high = (low, (low + high) / 2) if ratio > share else ((low + high) / 2, high)
+            low, high = (low, (low + high) / 2) if share > 1 else ((low + high) / 2, high)
     found.write_text(json.dumps({"macs": best[1]}), encoding="utf-8")
     return best[1]
 
 
-def pair(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
-    """Both rows of one seed."""
+def rows_of(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """The rows of one seed."""
     first = arguments.out_dir / f"latency-{seed}"
-    by_latency = finished(first, settings(arguments, seed, {"latency_ms": arguments.latency}))
-    share = by_latency["slim"]["latency_ms"]["median"] / by_latency["dense"]["latency_ms"]["median"]
-    second = arguments.out_dir / f"macs-{seed}"
-    by_macs = finished(second, settings(arguments, seed, {"macs": equally_fast(arguments, seed, first, share)}))
-    files = [first / "dense.onnx", first / "slim.onnx", second / "slim.onnx"]
-    timed = bench(files, BenchSettings(rounds=arguments.rounds), progress=Lines("bench", 30)).entries
-    rows = []
-    for title, summary, entry in (("latency", by_latency, timed[1]), ("MACs", by_macs, timed[2])):
-        rows.append(
-            {
-                "title": title,
-                "target": summary["target"],
-                "dense": summary["dense"]["accuracy"],
-                "accuracy": summary["slim"]["accuracy"],
-                "macs": summary["slim"]["macs"] / summary["dense"]["macs"],
-                "params": summary["slim"]["params"] / summary["dense"]["params"],
-                "share": entry.latency_ms.median / timed[0].latency_ms.median,
-                "speedup": entry.speedup,
-            }
-        )
-    return rows
+    folders = {LATENCY: first}
+    summaries = {LATENCY: finished(first, settings(arguments, seed, {"latency_ms": arguments.latency}))}
+    for title, others in ARMS.items():
+        folders[title] = arguments.out_dir / f"macs-{seed}{'-unrounded' * (title == UNROUNDED)}"
+        target = {"macs": equally_fast(arguments, seed, first, folders[title].with_suffix(".json"), **others)}
+        summaries[title] = finished(folders[title], settings(arguments, seed, target, **others))
+    files = [first / "dense.onnx", *(folder / "slim.onnx" for folder in folders.values())]
+    dense, *timed = bench(files, BenchSettings(rounds=arguments.rounds), progress=Lines("bench", 30)).entries
+    return [
+        {
+            "title": title,
+            "target": summary["target"],
+            "dense": summary["dense"]["accuracy"],
+            "slimmed": summary["recovery"]["accuracy_before"],
+            "accuracy": summary["slim"]["accuracy"],
+            "macs": summary["slim"]["macs"] / summary["dense"]["macs"],
+            "params": summary["slim"]["params"] / summary["dense"]["params"],
+            "share": entry.latency_ms.median / dense.latency_ms.median,
+            "speedup": entry.speedup,
+        }
+        for (title, summary), entry in zip(summaries.items(), timed, strict=True)
+    ]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Both kinds of plan, all seeds."""
+    """All kinds of plan, all seeds."""
     cells = []
-    for title in ("latency", "MACs"):
+    for title in (LATENCY, *ARMS):
         mine = [row for row in rows if row["title"] == title]
         low, high = min(row["speedup"].low for row in mine), max(row["speedup"].high for row in mine)
         targets = ", ".join(str(next(iter(row["target"].values()))) for row in mine)
@@ -123,11 +136,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 percent(statistics.mean(row["params"] for row in mine)),
                 percent(statistics.mean(row["share"] for row in mine)),
                 f"{fixed(low)} to {fixed(high)}",
+                spread([row["slimmed"] for row in mine]),
                 spread([row["accuracy"] for row in mine]),
                 fixed(100 * statistics.mean(row["accuracy"] - row["dense"] for row in mine)),
             ]
         )
-    heads = ("target", "asked", "MACs", "params", "latency", "speed-up", "top-1 % recovered", "loss to dense")
+    heads = ("target", "asked", "MACs", "params", "latency", "speed-up", "top-1 % after slimming", "recovered", "loss")
     return markdown(heads, cells)
 
 
@@ -152,7 +166,7 @@ def main() -> None:
     parser.add_argument("--out-dir", type=Path, default=OUT, help="folder of the runs")
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file too")
     arguments = parser.parse_args()
-    rows = [row for seed in arguments.seeds for row in pair(arguments, seed)]
+    rows = [row for seed in arguments.seeds for row in rows_of(arguments, seed)]
     seeds = ", ".join(map(str, arguments.seeds))
     head = (
         f"{processor()}; onnxruntime on the CPU, one thread, batch 1. {arguments.model}, dense "
