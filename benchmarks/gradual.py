@@ -2,9 +2,9 @@ r"""Pruning while training: from scratch, dense against gradual against train-th
 
 Every arm starts from the same random weights and takes the same number of epochs over the same images. "masked" and
 "physical" take channels at fixed intervals of the one training (`curlfx.GradualPruner`), by zero weights or by slimming
-at once; "physical-random" is their control; "fine-tuned" trains dense, prunes once by the same criterion to the same
-targets, and spends the rest of the epochs on the slim network. A row that is on record is not measured again, and an
-interrupted one goes on from its last epoch.
+at once; "physical-per-macs" does by scores divided by what a channel costs, "physical-random", the control, by none;
+"fine-tuned" trains dense, prunes once by the same criterion to the same targets, and spends the rest of the epochs on
+the slim network. A row that is on record is not measured again, and an interrupted one goes on from its last epoch.
 
     python benchmarks/gradual.py --data imagefolder:DIR
     python benchmarks/gradual.py --data cifar10:DIR --model benchmarks/cifar_networks.py:vgg16_bn --seeds 0
@@ -30,6 +30,7 @@ from curlfx.gradual import GradualPruner, PruneStep, Pruning, Schedule
 from curlfx.gradual.pruner import BACKWARD
 from curlfx.graph import TracedModel, trace
 from curlfx.importance import check_criterion
+from curlfx.planning.price import Per
 from curlfx.recovery import FitResult, TrainSettings, evaluate, fit
 from curlfx.run.subject import scoring_batches
 from curlfx.sources import input_shape, load_data, load_model
@@ -40,9 +41,11 @@ ARMS = {
     "dense": "dense",
     "masked": "gradual, masked",
     "physical": "gradual, physical",
+    "physical-per-macs": "gradual, physical, scores per MACs",
     "physical-random": "gradual, physical, random channels",
     "fine-tuned": "trained, pruned, fine-tuned",
 }
+PER: dict[str, Per] = {"physical-per-macs": "macs"}
 KEYS = (
     "model", "epochs", "interval", "last", "importance", "macs", "params", "floor", "round_to", "lr", "tune_lr",
     "share", "batch_size", "weight_decay", "train_limit", "test_limit", "proxy", "size",
@@ -173,7 +176,7 @@ class Bench:
         schedule = self.schedule(arguments.interval, arguments.last)
         pruner = GradualPruner(
             network, schedule, "random" if arm.endswith("random") else arguments.importance, self.proxy(seed),
-            physical=arm.startswith("physical"), seed=seed,
+            physical=arm.startswith("physical"), seed=seed, per=PER.get(arm, "channel"),
         )  # fmt: skip
 
         def told(step: PruneStep) -> None:

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from curlfx.cost import Cost, CostModel
 from curlfx.coupling import Coupling, couple
-from curlfx.errors import ConfigError, UsageError
+from curlfx.errors import ConfigError, PlanError, UsageError
 from curlfx.gradual.choice import most, next_removed
 from curlfx.gradual.dense_state import DenseState
 from curlfx.gradual.feasible import check_reachable, check_stable
@@ -34,6 +34,7 @@ from curlfx.passes.slim import Slim
 from curlfx.planning.choose import frozen_names
 from curlfx.planning.fingerprint import Fingerprint
 from curlfx.planning.iterate import of_what_is_left, on_the_way, still_there
+from curlfx.planning.price import Per, name_of, priced, resolve_per
 from curlfx.planning.slim_plan import SlimPlan
 from curlfx.planning.structure import class_of
 from curlfx.planning.target import Target, parse_targets
@@ -87,6 +88,8 @@ class GradualPruner:
         seed: Of random criteria.
         progress: Is told of the scoring.
         criteria: Names and functions.
+        per: Scores are divided by what a channel of its group costs in what is left, as for `curlfx.plan`; not
+            ``"latency"``, as a latency table is of the dense network alone.
 
     Attributes:
         keep: Kept positions of every group that has lost channels, of the dense network.
@@ -95,8 +98,8 @@ class GradualPruner:
         epoch_macs: Multiply-adds for one image of the network that each epoch trained.
 
     Raises: ConfigError for an unknown criterion; TargetError for a target that means nothing; BudgetError for one that
-        the floor does not let this network reach; UsageError where masks do not do what slimming does (a LayerNorm or
-        GroupNorm over channels that go), and physical is needed.
+        the floor does not let this network reach; PlanError for a ``per`` that is no cost; UsageError where masks do
+        not do what slimming does (a LayerNorm or GroupNorm over channels that go), and physical is needed.
     Source: feature relevance scores (arXiv:2002.09958), pruning while training; physical slimming is ours.
     """
 
@@ -114,8 +117,10 @@ class GradualPruner:
         seed: int = 0,
         progress: Progress | None = None,
         criteria: Mapping[str, Criterion] = CRITERIA,
+        per: Per = "auto",
     ) -> None:
         check_criterion(importance, criteria=criteria)
+        self.per = _resolved(per, importance, schedule)
         self.traced, self.schedule, self.importance, self.physical = traced, schedule, importance, physical
         self.data, self.seed, self.progress, self.criteria = data, seed, progress, criteria
         self.history: list[PruneStep] = []
@@ -133,6 +138,8 @@ class GradualPruner:
                 check_maskable(traced, self.coupling)
         self._masks = None if physical else Masks(traced, self.coupling)
         self._targets = parse_targets(schedule.target, self._costs.dense) if schedule.target else ()
+        nothing = {group.id: np.zeros(group.width) for group in self.coupling.groups}
+        priced(Scores(importance, nothing), self.per, self._costs, self.coupling)  # what is no cost is refused now
         units = make_units(self.coupling, first_channels(self.coupling))
         self._removed: Ints = np.zeros_like(units.sizes)
         self._caps, self._steps = most(units, schedule.floor), units.steps(schedule.round_to)
@@ -233,6 +240,7 @@ class GradualPruner:
             target=dict(self.schedule.target or {}),
             importance=self.importance,
             allocation="global",
+            per=name_of(self.per),
             floor=float(self.schedule.floor),
             round_to=self.schedule.round_to,
             before=self._costs.dense,
@@ -295,6 +303,7 @@ class GradualPruner:
     def _settings(self) -> dict[str, Any]:
         return asdict(self.schedule) | {
             "importance": self.importance,
+            "per": name_of(self.per),
             "physical": self.physical,
             "seed": self.seed,
             "network": self._fingerprint.sha256,
@@ -352,6 +361,8 @@ class GradualPruner:
             network, coupling, self.importance, self.data, self.seed + epoch, self.progress, criteria=self.criteria
         )
         found.check(coupling)
+        if self.per != "channel":
+            found = priced(found, self.per, CostModel(network, coupling), coupling)
         return of_what_is_left(self.coupling, self.keep, found)
 
     def _apply(self, keep: dict[str, tuple[int, ...]]) -> None:
@@ -399,6 +410,13 @@ class GradualPruner:
             yield
         finally:
             module.train(training)
+
+
+def _resolved(per: Per, importance: str, schedule: Schedule) -> Per:
+    """What stands behind ``"auto"``. Raises: PlanError for latency."""
+    if per == "latency":
+        raise PlanError("per = 'latency': the table is of the dense network alone; want per='padded_macs' or 'macs'")
+    return resolve_per(per, importance, "global", schedule.target or {})
 
 
 def _met(targets: Sequence[Target], cost: Cost) -> bool:

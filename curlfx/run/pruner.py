@@ -76,4 +76,5 @@ def make_pruner(
         physical=config.gradual.physical,
         costs=costs,
         seed=config.seed,
+        per=config.per,
     )

@@ -3,17 +3,20 @@
 import itertools
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adafactor, AdamW, Optimizer
 
 import curlfx.gradual.pruner
+from curlfx.cost import CostModel
 from curlfx.coupling import couple
 from curlfx.errors import BudgetError, ConfigError, PlanError, TargetError, UsageError
 from curlfx.gradual import GradualPruner, Schedule
 from curlfx.gradual.mask import difference
 from curlfx.graph import TracedModel, show
+from curlfx.importance.request import Request
 from curlfx.planning.apply import slim
 from tests.gradual.nets import batches, make, train_epoch
 
@@ -96,6 +99,40 @@ def test_exactly_the_amount_goes_and_stays_gone(physical: bool) -> None:
         assert before.sum() - after.sum() == 4
     assert [step.channels for step in pruner.history] == [4, 4, 4]
     assert pruner.history[-1].left == 16 - 12  # with the grouped layer its input, the residual stream, stays
+
+
+@pytest.mark.parametrize("physical", [False, True])
+def test_scores_are_divided_by_what_a_channel_costs_in_what_is_left(physical: bool) -> None:
+    traced = make()
+
+    def equal(request: Request) -> dict[str, np.ndarray]:
+        return {group.id: np.ones(group.width) for group in request.coupling.groups}
+
+    pruner = GradualPruner(
+        traced, Schedule(1, 6, amount=1), "equal", criteria={"equal": equal}, per="macs", physical=physical
+    )
+    for epoch in range(1, 7):
+        network = pruner.slim()
+        left = couple(network)
+        costs, before = CostModel(network, left), pruner.keep
+        lowest = {group.id: 1 / costs.per_channel(group.id).macs for group in left.groups if not group.whole_blocks}
+        if epoch > 4:
+            del lowest["stem.weight"]  # two channels of each of its blocks stay
+        pruner.step(epoch)
+        went = [group for group, kept in pruner.keep.items() if kept != before.get(group)]
+        assert went == [min(lowest, key=lambda group: lowest[group])]
+    assert pruner.plan().per == "macs"
+    assert pruner.state_dict()["settings"]["per"] == "macs"
+
+
+def test_kl_is_divided_by_macs_to_reach_macs_as_in_a_plan() -> None:
+    asked = {"macs": Schedule(1, 2, target={"macs": "60%"}), "channel": Schedule(1, 2, target={"params": "60%"})}
+    assert {GradualPruner(make(), schedule, "kl-fast").per for schedule in asked.values()} == set(asked)
+    assert GradualPruner(make(), asked["macs"], "relevance").per == "channel"
+    with pytest.raises(PlanError, match="per = 'latency': the table is of the dense network alone"):
+        GradualPruner(make(), asked["macs"], "relevance", per="latency")
+    with pytest.raises(PlanError, match="per = 'mcs': want 'channel', 'macs'"):
+        GradualPruner(make(), asked["macs"], "relevance", per="mcs")  # type: ignore[arg-type]
 
 
 def test_the_floor_holds_whatever_is_asked() -> None:

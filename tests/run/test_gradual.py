@@ -119,7 +119,7 @@ def test_refuses_averages_over_what_goes(tiny_job: dict[str, Any], tmp_path: Pat
         ({"train": {"epochs": 4, "ema_decay": 0.9}}, r"train\.ema_decay"),
         ({"divergence": "softmax", "importance": "kl"}, "divergence"),
         ({"allocation": "knapsack"}, "allocation=knapsack"),
-        ({"per": "macs"}, "per=macs"),
+        ({"per": "latency", "target": {"latency_ms": "60%"}}, "per=latency"),
         ({"iterative_steps": 2}, "iterative_steps"),
         ({"absorb_bias": "mean"}, "absorb_bias"),
         ({"recovery": {"epochs": 2}}, r"want recovery\.epochs=0 or recovery\.distillation=0"),

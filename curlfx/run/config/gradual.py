@@ -47,7 +47,8 @@ def without_teacher(recovery: RecoveryConfig) -> None:
     wrong = {
         "recovery.epochs=0 or recovery.distillation=0": recovery.epochs and recovery.distillation,
         "recovery.refine.epochs=0": recovery.refine.epochs,
-        f"recovery.overparam.epochs=0, or {none}": enlarged.epochs and (enlarged.distillation or enlarged.similarity),
+        f"recovery.overparam.epochs=0, or {none}": enlarged.epochs
+        and (enlarged.distillation or enlarged.similarity != 0),
     }
     for wanted, found in wrong.items():
         if found:

@@ -146,7 +146,7 @@ class RunConfig(Section):
             "train.ema_decay": given["train"].ema_decay is not None,
             "divergence": given.get("divergence", "auto") != "auto",
             f"allocation={given.get('allocation')}": given.get("allocation") not in (None, "global"),
-            f"per={given.get('per')}": given.get("per", "auto") not in ("auto", "channel"),
+            "per=latency": given.get("per") == "latency",
             "iterative_steps": given.get("iterative_steps", 1) > 1,
             "absorb_bias": given.get("absorb_bias", "none") != "none",
             "search.enabled": "search" in given and given["search"].enabled,
