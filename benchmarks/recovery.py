@@ -29,6 +29,7 @@ from curlfx.importance import Scores, score
 from curlfx.planning import SlimPlan, plan, slim
 from curlfx.recovery import Overparam, Recipe, TrainSettings, evaluate, recover
 from curlfx.recovery.hardware import choose_device
+from curlfx.recovery.overparam import PER_LAYER_AND_IMAGE
 
 RECORD = Path(__file__).parent / "results" / "recovery.jsonl"
 REFERENCE = "overparam-spkd"
@@ -109,7 +110,7 @@ class Bench:
         )
         if not arm.expanded:
             return Recipe(train)
-        weight = arguments.similarity if arm.similarity else 0.0
+        weight: float | None = arguments.similarity if arm.similarity else 0.0
         enlarged = Overparam(train, rate=arguments.rate, similarity=weight, frozen_epochs=arguments.frozen_epochs)
         return Recipe(replace(train, epochs=0), overparam=enlarged)
 
@@ -205,6 +206,10 @@ def _ratio(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f}x" if values else ""
 
 
+def _weight(similarity: float | None) -> str:
+    return f"{PER_LAYER_AND_IMAGE} per layer and image" if similarity is None else f"{similarity:g}"
+
+
 def describe(arguments: argparse.Namespace, rows: Sequence[Row]) -> str:
     """The sentences above the table."""
     base = f"{100 * rows[0]['base_accuracy']:.2f} %" if rows else "not measured"
@@ -215,9 +220,9 @@ def describe(arguments: argparse.Namespace, rows: Sequence[Row]) -> str:
         f"images; recovered on {images}: batch {arguments.batch_size}, SGD with Nesterov momentum {settings.momentum}, "
         f"cosine from {arguments.lr}, weight decay {settings.weight_decay} (in enlarged layers on the middle factor). "
         f"Distillation: weight {settings.distillation}, temperature {settings.temperature}. Over-parameterisation: "
-        f"rate {arguments.rate}, similarities weigh {arguments.similarity:g}. Seconds: of training alone; peak: memory "
-        "above that before the training. Accuracies: mean over seeds ± half their range; against plain: same seed and "
-        "epochs."
+        f"rate {arguments.rate}, similarities weigh {_weight(arguments.similarity)}. Seconds: of training alone; peak: "
+        "memory above that before the training. Accuracies: mean over seeds ± half their range; against plain: same "
+        "seed and epochs."
     )
 
 
@@ -232,8 +237,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rate", type=int, default=Overparam.rate, help="channels within, per channel outside")
-    parser.add_argument("--similarity", type=float, default=Overparam.similarity, help="weight of the similarities")
-    parser.add_argument("--frozen-epochs", type=int, default=0, help="epochs in which the outer factors rest")
+    parser.add_argument("--similarity", type=float, help="weight of the similarities (default: by layers and batch)")
+    parser.add_argument(
+        "--frozen-epochs", type=int, help="in which the outer factors rest (default: the first of several)"
+    )
     parser.add_argument("--importance", default="kl", help="criterion that chooses channels (default kl)")
     parser.add_argument("--proxy", type=int, default=256, help="training images that it looks at")
     add_machine(parser, RECORD)

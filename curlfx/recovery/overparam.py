@@ -34,6 +34,8 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "compute": get_args(Compute),
     "decay": get_args(Decay),
 }
+PER_LAYER_AND_IMAGE = 0.4
+_DERIVED = ("similarity", "frozen_epochs")  # from the training and the network, where nothing is said
 _LEAST = {"rate": 1, "similarity": 0, "frozen_epochs": 0, "merge_every": 0}
 
 
@@ -49,13 +51,16 @@ class Overparam:
         init: How the factors start; see `curlfx.passes.factors.factorise`.
         compute: ``weights``, ``features`` or ``auto``; see `curlfx.passes.expand_linear.ExpandLinear`.
         similarity: lambda: weight of the mean `similarity_loss` between every enlarged layer and the same layer of the
-            dense network, both before what follows them; 0 needs no dense network.
+            dense network, both before what follows them; 0 needs no dense network. None: `PER_LAYER_AND_IMAGE` times
+            the layers and the images of a batch.
         decay: Whether weight decay falls on the ``middle`` factor only, or on ``all`` three.
-        frozen_epochs: Epochs at the start during which the outer factors A and B stand still.
+        frozen_epochs: Epochs at the start during which the outer factors A and B stand still; None: the first of
+            several (ours: `benchmarks/results/recovery.md`).
         merge_every: After so many epochs the factors are multiplied and begin anew; 0: never.
 
     Raises: ConfigError for a value out of range.
-    Source: Qian et al., arXiv:2204.11444; lambda as for CIFAR in Tian's RepDistiller.
+    Source: Qian et al., arXiv:2204.11444. Lambda, ours: the 3000 of Tian's RepDistiller, for 55 layers and batches of
+        128; the loss is a mean over layers, and falls with the batch.
     """
 
     train: TrainSettings = field(default_factory=lambda: TrainSettings(epochs=0))
@@ -63,24 +68,41 @@ class Overparam:
     layers: tuple[str, ...] = ()
     init: Initialisation = "semi_orthogonal"
     compute: Compute = "auto"
-    similarity: float = 3000.0
+    similarity: float | None = None
     decay: Decay = "middle"
-    frozen_epochs: int = 0
+    frozen_epochs: int | None = None
     merge_every: int = 0
 
     def __post_init__(self) -> None:
         if fault := bare(self.layers):
             raise ConfigError(f"overparam: {fault}")
         for name, least in _LEAST.items():
-            if not least <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"overparam: {name} = {getattr(self, name)}: want {least} or more")
+            value = getattr(self, name)
+            if value is None and name in _DERIVED:
+                continue
+            if not least <= value < float("inf"):
+                raise ConfigError(f"overparam: {name} = {value}: want {least} or more")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"overparam: {name} = {getattr(self, name)!r}: want one of {', '.join(choices)}")
-        if self.similarity and self.train.batch_size == 1:
+        if self.compares and self.train.batch_size == 1:
             raise ConfigError("overparam: one image is like itself: want batch_size of 2 or more, or similarity=0")
         if self.merge_every and self.train.ema_decay is not None:
             raise ConfigError("overparam: an average of factors that begin anew means nothing; leave out ema_decay")
+
+    @property
+    def compares(self) -> bool:
+        """Whether features are compared with those of the dense network."""
+        return self.similarity is None or self.similarity > 0
+
+    def weight(self, layers: int, images: int) -> float:
+        """Weight of the similarities in so many layers between so many images."""
+        return PER_LAYER_AND_IMAGE * layers * images if self.similarity is None else self.similarity
+
+    @property
+    def resting_epochs(self) -> int:
+        """Epochs at the start during which A and B stand still."""
+        return int(self.train.epochs > 1) if self.frozen_epochs is None else self.frozen_epochs
 
     @property
     def expansion(self) -> ExpandLinear:
@@ -132,11 +154,11 @@ def fit_expanded(
         VerificationError when the contracted network does not compute what the enlarged one does.
     """
     names = settings.enlarged(student)
-    if settings.similarity and teacher is None:
-        raise ConfigError(f"overparam: similarity = {settings.similarity:g} needs the dense network; give a teacher")
+    if settings.compares and teacher is None:
+        raise ConfigError("overparam: similarities need the dense network; give a teacher, or similarity=0")
     expanded = settings.expansion(student)
     module, judge = expanded.module, None if teacher is None else teacher.module
-    if settings.similarity and teacher is not None:
+    if settings.compares and teacher is not None:
         taps = _common(student, teacher, names)
         module, judge = tapped(expanded, taps), tapped(teacher, taps)
     result = fit(
@@ -154,14 +176,14 @@ class _Enlarged(Supplement):
     def __init__(self, settings: Overparam, expanded: Mapping[Factors[str], Expanded]) -> None:
         self._settings, self._expanded = settings, expanded
         self._outer = [name for names in expanded for name in (names.a, names.b)]
-        self.asks_teacher = settings.similarity > 0
+        self.asks_teacher = settings.compares
         self.undecayed = frozenset(self._outer if settings.decay == "middle" else ())
         self.described = settings.described
 
     def before_epoch(self, module: nn.Module, epoch: int) -> None:
         """Let the outer factors rest, or go."""
         for name in self._outer:
-            module.get_parameter(name).requires_grad_(epoch >= self._settings.frozen_epochs)
+            module.get_parameter(name).requires_grad_(epoch >= self._settings.resting_epochs)
 
     def after_epoch(self, module: nn.Module, epoch: int, optimizer: torch.optim.Optimizer) -> bool:
         """Multiply the factors and begin with new ones, without momentum."""
@@ -185,7 +207,8 @@ class _Enlarged(Supplement):
         """How far the student's are from them."""
         if not self.asks_teacher:
             return None
-        return self._settings.similarity * similarity_loss(all_similarities(output[1], processes()), taught)
+        own = all_similarities(output[1], processes())
+        return self._settings.weight(len(own), own[0].shape[1]) * similarity_loss(own, taught)
 
 
 def _common(student: TracedModel, teacher: TracedModel, names: Sequence[str]) -> list[str]:

@@ -114,6 +114,20 @@ def test_both_ways_to_compute_train_alike(dense: TracedModel, slim: TracedModel)
         torch.testing.assert_close(tensor, state(other)[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_similarities_weigh_by_layers_and_images_unless_told_otherwise() -> None:
+    assert Overparam().weight(55, 128) == pytest.approx(3000, rel=0.07)
+    assert Overparam(similarity=5.0).weight(55, 128) == 5
+    assert [Overparam(similarity=weight).compares for weight in (None, 1.0, 0.0)] == [True, True, False]
+
+
+def test_a_weight_by_layers_and_images_is_that_number(dense: TracedModel, slim: TracedModel) -> None:
+    """Three layers, batches of 16."""
+    other, loader = copy.deepcopy(slim), Clouds()
+    for network, similarity in ((slim, None), (other, 0.4 * 3 * 16)):
+        fit_expanded(network, loader, Overparam(replace(TRAIN, epochs=2), similarity=similarity), teacher=dense)
+    assert_same(state(slim), state(other))
+
+
 def test_similarity_draws_features_to_those_of_the_dense_network(dense: TracedModel, slim: TracedModel) -> None:
     @torch.no_grad()
     def distance(network: TracedModel) -> float:
@@ -218,6 +232,21 @@ def test_outer_factors_rest_at_first(dense: TracedModel, narrow: TracedModel, tm
     assert moved[1] < 1e-5 < 1e-4 < moved[2]
 
 
+@pytest.mark.parametrize(("epochs", "rest"), [(1, 0), (2, 1)])
+def test_outer_factors_rest_in_the_first_of_several_epochs_unless_told_otherwise(
+    dense: TracedModel, narrow: TracedModel, epochs: int, rest: int
+) -> None:
+    asked = Overparam(replace(TRAIN, epochs=epochs))
+    assert asked.resting_epochs == rest
+    found = []
+    for settings in (asked, replace(asked, frozen_epochs=rest), replace(asked, frozen_epochs=1 - rest)):
+        found.append(copy.deepcopy(narrow))
+        fit_expanded(found[-1], Clouds(), settings, teacher=dense)
+    one, same, other = map(state, found)
+    assert_same(one, same)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
 def test_merging_now_and_then_keeps_the_function(dense: TracedModel, slim: TracedModel) -> None:
     before = copy.deepcopy(slim)
     settings = Overparam(replace(TRAIN, lr=0.0, nesterov=False), similarity=0, merge_every=1)
@@ -248,7 +277,7 @@ def test_resumed_to_the_same_bits(dense: TracedModel, narrow: TracedModel, tmp_p
     found = fit_expanded(third, Clouds(), settings, teacher=dense, checkpoint=path, resume=True)
     assert found.resumed_after == 2
     assert_same(state(third), state(one))
-    with pytest.raises(ConfigError, match=r"o\.pt was made with similarity=3000\.0, not 1\.0"):
+    with pytest.raises(ConfigError, match=r"o\.pt was made with similarity=None, not 1\.0"):
         fit_expanded(narrow, Clouds(), replace(settings, similarity=1.0), teacher=dense, checkpoint=path, resume=True)
 
 
@@ -303,7 +332,7 @@ def test_settings_refuse(changes: dict[str, Any], message: str) -> None:
 
 
 def test_refuses_what_cannot_be(dense: TracedModel, slim: TracedModel) -> None:
-    with pytest.raises(ConfigError, match="similarity = 3000 needs the dense network"):
+    with pytest.raises(ConfigError, match="similarities need the dense network; give a teacher, or similarity=0"):
         fit_expanded(slim, Clouds(), Overparam(TRAIN))
     other = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(3)), torch.randn(SIZE))
     with pytest.raises(ConfigError, match=r"the teacher has no layer 'conv2d' with weight 'stem\.weight'"):

@@ -55,9 +55,9 @@ class OverparamConfig(TrainingConfig):
     layers: Annotated[tuple[str, ...], Field(description="a list of names, like [layer4.*]")] = ()
     init: Initialisation = UNENLARGED.init
     compute: Compute = UNENLARGED.compute
-    similarity: Annotated[float, Field(ge=0)] = UNENLARGED.similarity
+    similarity: Annotated[float, Field(ge=0)] | None = UNENLARGED.similarity
     decay: Decay = UNENLARGED.decay
-    frozen_epochs: Natural = 0
+    frozen_epochs: Natural | None = UNENLARGED.frozen_epochs
     merge_every: Natural = 0
 
     @field_validator("layers", mode="before")
