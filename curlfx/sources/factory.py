@@ -16,10 +16,17 @@ from curlfx.errors import UsageError, did_you_mean
 
 NOT_THE_USERS = ("<", sysconfig.get_path("stdlib"), str(Path(__file__).resolve().parents[1]))
 """How the file names of generated code, of Python and of curlfx begin."""
+OURS = "curlfx_user_"
+"""How the names of the modules begin that are executed here."""
+EXECUTED: dict[Path, tuple[bytes, ModuleType]] = {}
+"""The files executed here, with their bytes at that time."""
 
 
 def load_attribute(spec: str, error: type[UsageError], known: Iterable[str] = ()) -> object:
     """Return what ``spec`` names; the file or module is executed, as with ``python``, its own folder importable.
+
+    A file is executed once in a process, and again after a change: its classes stay the same, what it registers with
+    torch (operators, say) is registered once. One that the program itself has imported, or is, is taken as it stands.
 
     ``known`` are the words that could stand in front of the colon in place of a file or module.
     Raises: ``error`` when the file or module does not exist or does not import, or has no such attribute.
@@ -41,19 +48,40 @@ def load_attribute(spec: str, error: type[UsageError], known: Iterable[str] = ()
 def _import_file(path: Path, error: type[UsageError]) -> ModuleType:
     if not path.is_file():
         raise error(f"no file {path}")
-    name = f"curlfx_user_{path.stem}"
+    file, source = path.resolve(), path.read_bytes()
+    module = _executed(file, source) or _imported(file)
+    if module is not None:
+        return module
+    name = f"{OURS}{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
         raise error(f"{path} is no Python file")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module  # dataclasses and typing look a class's module up there
-    with _importable(path.resolve().parent):
+    with _importable(file.parent):
         try:
             module_spec.loader.exec_module(module)
         except (Exception, SystemExit) as cause:
             del sys.modules[name]
             raise error(f"{path} does not import: {describe(cause)}") from cause
+    EXECUTED[file] = source, module
     return module
+
+
+def _executed(file: Path, source: bytes) -> ModuleType | None:
+    known, module = EXECUTED.get(file, (b"", None))
+    return module if known == source else None
+
+
+def _imported(file: Path) -> ModuleType | None:
+    """The module of the running program that was read from ``file``."""
+    for name, module in list(sys.modules.items()):
+        origin = getattr(module, "__dict__", {}).get("__file__")  # asking the module itself would wake lazy ones
+        if name.startswith(OURS) or not isinstance(origin, str) or Path(origin).name != file.name:
+            continue
+        if Path(origin).resolve() == file:
+            return module
+    return None
 
 
 def _import_module(name: str, error: type[UsageError], hint: str) -> ModuleType:

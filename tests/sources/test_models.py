@@ -9,6 +9,7 @@ from torch import nn
 from curlfx.errors import ModelError, WeightsError
 from curlfx.models import CifarResNet
 from curlfx.sources import class_scores, input_shape, load_model
+from curlfx.sources.factory import load_attribute
 
 FACTORY = """
 from dataclasses import dataclass
@@ -64,6 +65,27 @@ def test_file_with_neighbours(factories: Path) -> None:
     assert class_scores(load_model(f"{factories}:net"), (3, 4, 4)) == 10
     assert isinstance(load_model(f"{factories}:own_head", num_classes=4), nn.Linear)
     assert isinstance(load_model(f"{factories}:ready"), nn.Linear)
+
+
+def test_a_file_is_executed_once_and_again_after_a_change(factories: Path) -> None:
+    first = load_attribute(f"{factories}:Options", ModelError)
+    assert load_attribute(f"{factories}:Options", ModelError) is first
+    factories.write_text(FACTORY + "depth = 2\n")
+    assert load_attribute(f"{factories}:depth", ModelError) == 2
+    assert load_attribute(f"{factories}:Options", ModelError) is not first
+
+
+def test_a_file_of_the_running_program_is_not_executed_again() -> None:
+    assert load_attribute(f"{__file__}:FACTORY", ModelError) is FACTORY
+
+
+def test_a_ready_network_is_given_as_its_file_made_it(factories: Path) -> None:
+    first, second = load_model(f"{factories}:ready"), load_model(f"{factories}:ready")
+    first.weight.data.zero_()
+    assert second.weight.abs().min() > 0
+    factories.write_text("from torch import nn\nready = nn.Linear(3, 3)\nready.scale = ready.weight * 2\n")
+    with pytest.raises(ModelError, match=r"cannot be copied .*; name a function that returns it"):
+        load_model(f"{factories}:ready")
 
 
 def test_module_in_the_working_folder(factories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
