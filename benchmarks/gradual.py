@@ -2,9 +2,10 @@ r"""Pruning while training: from scratch, dense against gradual against train-th
 
 Every arm starts from the same random weights and takes the same number of epochs over the same images. "masked" and
 "physical" take channels at fixed intervals of the one training (`curlfx.GradualPruner`), by zero weights or by slimming
-at once; "physical-per-macs" does by scores divided by what a channel costs, "physical-random", the control, by none;
-"fine-tuned" trains dense, prunes once by the same criterion to the same targets, and spends the rest of the epochs on
-the slim network. A row that is on record is not measured again, and an interrupted one goes on from its last epoch.
+at once; "physical-uniform" takes the same share of every group, "physical-per-macs" goes by scores divided by what a
+channel costs, "physical-random", the control, by none; "fine-tuned" trains dense, prunes once by the same criterion to
+the same targets, and spends the rest of the epochs on the slim network. A row that is on record is not measured again,
+and an interrupted one goes on from its last epoch.
 
     python benchmarks/gradual.py --data imagefolder:DIR
     python benchmarks/gradual.py --data cifar10:DIR --model benchmarks/cifar_networks.py:vgg16_bn --seeds 0
@@ -41,6 +42,7 @@ ARMS = {
     "dense": "dense",
     "masked": "gradual, masked",
     "physical": "gradual, physical",
+    "physical-uniform": "gradual, physical, equal shares",
     "physical-per-macs": "gradual, physical, scores per MACs",
     "physical-random": "gradual, physical, random channels",
     "fine-tuned": "trained, pruned, fine-tuned",
@@ -177,6 +179,7 @@ class Bench:
         pruner = GradualPruner(
             network, schedule, "random" if arm.endswith("random") else arguments.importance, self.proxy(seed),
             physical=arm.startswith("physical"), seed=seed, per=PER.get(arm, "channel"),
+            allocation="uniform" if arm.endswith("uniform") else "global",
         )  # fmt: skip
 
         def told(step: PruneStep) -> None:

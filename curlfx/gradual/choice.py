@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from curlfx.planning.budget import Ranking
 from curlfx.planning.units import Ints, Units
 
 
@@ -27,26 +28,34 @@ def most(units: Units, floor: float) -> Ints:
 
 
 def next_removed(
-    units: Units, gone: Ints, caps: Ints, steps: Ints, channels: int | None, met: Callable[[Ints], bool]
+    units: Units,
+    gone: Ints,
+    caps: Ints,
+    steps: Ints,
+    ranking: Ranking,
+    channels: int | None,
+    met: Callable[[Ints], bool],
+    *,
+    give_back: bool = True,
 ) -> Ints:
     """Units of each group that are gone after this step, ``(G,)``, never fewer than before.
 
-    All groups stand in one row, lowest score first; the fewest go that make ``met`` true, but no more than have
+    All groups stand in one row; the fewest go that make ``met`` true, but no more than have
     ``channels`` channels between them, where that is given; or, where rounding leaves nothing of those, the fewest of
     which something is left. Where ``met`` is overshot, because the last ones go together with many others (a residual
-    stream, a rounded width), what went before them is given back as far as ``met`` stays true, best score first.
+    stream, a rounded width), what went before them is given back as far as ``met`` stays true, the last one first.
 
     Args:
         units: Of the dense network; what is gone comes first in every group.
         gone: Units of each group that went before, ``(G,)``.
         caps: Most that may ever go, ``(G,)``.
         steps: Kept units come in multiples of this, ``(G,)``.
+        ranking: The row, as of a network that has lost nothing.
         channels: Coupled channels that may go now; None: any number.
         met: Whether enough is gone.
+        give_back: False leaves it at what the row says, so that equal shares stay equal.
     """
-    order = np.lexsort((units.rank, units.group, units.score))
-    group, rank = units.group[order], units.rank[order]
-    row = group[(rank >= gone[group]) & (rank < caps[group])]
+    row = _left(ranking(units, caps), gone)
 
     def after(count: int) -> Ints:
         removed = gone + np.bincount(row[:count], minlength=gone.size).astype(np.int64)
@@ -64,9 +73,18 @@ def next_removed(
         middle = (low + high) // 2
         low, high = (low, middle) if met(after(middle)) else (middle + 1, high)
     removed = after(high)
-    for one in dict.fromkeys(row[:high][::-1].tolist()):
+    for one in dict.fromkeys(row[:high][::-1].tolist()) if give_back else ():
         removed = _given_back(removed, gone, one, int(steps[one]), units, met)
     return removed
+
+
+def _left(row: Ints, gone: Ints) -> Ints:
+    """A row of groups without the first ``gone`` ``(G,)`` of each."""
+    order = np.argsort(row, kind="stable")
+    rank = np.empty_like(row)
+    rank[order] = np.arange(row.size) - np.searchsorted(row[order], row[order])
+    left: Ints = row[rank >= gone[row]]
+    return left
 
 
 def _given_back(removed: Ints, gone: Ints, group: int, step: int, units: Units, met: Callable[[Ints], bool]) -> Ints:

@@ -31,7 +31,7 @@ from curlfx.importance.criteria import CRITERIA, Criterion
 from curlfx.labels.compact import Bools, Ints
 from curlfx.passes.pipeline import run
 from curlfx.passes.slim import Slim
-from curlfx.planning.choose import frozen_names
+from curlfx.planning.choose import RANKINGS, Allocation, frozen_names
 from curlfx.planning.fingerprint import Fingerprint
 from curlfx.planning.iterate import of_what_is_left, on_the_way, still_there
 from curlfx.planning.price import Per, name_of, priced, resolve_per
@@ -90,6 +90,8 @@ class GradualPruner:
         criteria: Names and functions.
         per: Scores are divided by what a channel of its group costs in what is left, as for `curlfx.plan`; not
             ``"latency"``, as a latency table is of the dense network alone.
+        allocation: ``"global"`` ranks the channels of all groups together; ``"uniform"`` takes the same share of every
+            group, the lowest scores first.
 
     Attributes:
         keep: Kept positions of every group that has lost channels, of the dense network.
@@ -98,8 +100,9 @@ class GradualPruner:
         epoch_macs: Multiply-adds for one image of the network that each epoch trained.
 
     Raises: ConfigError for an unknown criterion; TargetError for a target that means nothing; BudgetError for one that
-        the floor does not let this network reach; PlanError for a ``per`` that is no cost; UsageError where masks do
-        not do what slimming does (a LayerNorm or GroupNorm over channels that go), and physical is needed.
+        the floor does not let this network reach; PlanError for a ``per`` that is no cost, or another ``allocation``;
+        UsageError where masks do not do what slimming does (a LayerNorm or GroupNorm over channels that go), and
+        physical is needed.
     Source: feature relevance scores (arXiv:2002.09958), pruning while training; physical slimming is ours.
     """
 
@@ -118,9 +121,14 @@ class GradualPruner:
         progress: Progress | None = None,
         criteria: Mapping[str, Criterion] = CRITERIA,
         per: Per = "auto",
+        allocation: Allocation = "global",
     ) -> None:
         check_criterion(importance, criteria=criteria)
-        self.per = _resolved(per, importance, schedule)
+        if allocation not in RANKINGS:
+            raise PlanError(
+                f"allocation = {allocation!r}: while a network is trained want one of {', '.join(RANKINGS)}"
+            )
+        self.allocation, self.per = allocation, _resolved(per, importance, allocation, schedule)
         self.traced, self.schedule, self.importance, self.physical = traced, schedule, importance, physical
         self.data, self.seed, self.progress, self.criteria = data, seed, progress, criteria
         self.history: list[PruneStep] = []
@@ -142,7 +150,9 @@ class GradualPruner:
         priced(Scores(importance, nothing), self.per, self._costs, self.coupling)  # what is no cost is refused now
         units = make_units(self.coupling, first_channels(self.coupling))
         self._removed: Ints = np.zeros_like(units.sizes)
-        self._caps, self._steps = most(units, schedule.floor), units.steps(schedule.round_to)
+        row = RANKINGS[allocation](units, most(units, schedule.floor))
+        self._caps = np.bincount(row, minlength=units.sizes.size).astype(np.int64)
+        self._steps = units.steps(schedule.round_to)
         self.keep: dict[str, tuple[int, ...]] = {}
         self._left_coupling = self.coupling
         if schedule.amount is None:
@@ -239,7 +249,7 @@ class GradualPruner:
             keep=self.keep,
             target=dict(self.schedule.target or {}),
             importance=self.importance,
-            allocation="global",
+            allocation=self.allocation,
             per=name_of(self.per),
             floor=float(self.schedule.floor),
             round_to=self.schedule.round_to,
@@ -304,6 +314,7 @@ class GradualPruner:
         return asdict(self.schedule) | {
             "importance": self.importance,
             "per": name_of(self.per),
+            "allocation": self.allocation,
             "physical": self.physical,
             "seed": self.seed,
             "network": self._fingerprint.sha256,
@@ -334,8 +345,10 @@ class GradualPruner:
         units = make_units(self.coupling, self._scores(epoch))
         bounds = self._bounds(number)
         removed = next_removed(
-            units, self._removed, self._caps, self._steps, self.schedule.channels(self.coupling.total),
+            units, self._removed, self._caps, self._steps, RANKINGS[self.allocation],
+            self.schedule.channels(self.coupling.total),
             lambda gone: _met(bounds, self._costs.evaluate(units.alive(gone))),
+            give_back=self.allocation == "global",
         )  # fmt: skip
         return kept_positions(self.coupling, units, removed)
 
@@ -412,11 +425,11 @@ class GradualPruner:
             module.train(training)
 
 
-def _resolved(per: Per, importance: str, schedule: Schedule) -> Per:
+def _resolved(per: Per, importance: str, allocation: str, schedule: Schedule) -> Per:
     """What stands behind ``"auto"``. Raises: PlanError for latency."""
     if per == "latency":
         raise PlanError("per = 'latency': the table is of the dense network alone; want per='padded_macs' or 'macs'")
-    return resolve_per(per, importance, "global", schedule.target or {})
+    return resolve_per(per, importance, allocation, schedule.target or {})
 
 
 def _met(targets: Sequence[Target], cost: Cost) -> bool:

@@ -77,4 +77,5 @@ def make_pruner(
         costs=costs,
         seed=config.seed,
         per=config.per,
+        allocation=config.allocation or "global",
     )

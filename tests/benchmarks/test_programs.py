@@ -88,7 +88,8 @@ def test_gradual_measures_once(tmp_path):
     first = start("gradual.py", *options)
     assert first.returncode == 0, first.stderr
     rows = {row["arm"]: row for row in map(json.loads, record.read_text(encoding="utf-8").splitlines())}
-    assert list(rows) == ["dense", "masked", "physical", "physical-per-macs", "physical-random", "fine-tuned"]
+    gradual = ["masked", "physical", "physical-uniform", "physical-per-macs", "physical-random"]
+    assert list(rows) == ["dense", *gradual, "fine-tuned"]
     assert rows["dense"]["training_ratio"] == rows["masked"]["training_ratio"] == 1.0
     assert rows["physical"]["training_ratio"] < 1.0
     assert rows["fine-tuned"]["training_ratio"] < 1.0

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from curlfx.gradual.choice import next_removed
-from curlfx.planning.units import Ints, Units
+from curlfx.planning.budget import Ranking
+from curlfx.planning.units import Ints, Units, rank_globally, rank_uniformly
 
 
 def units(*scores: list[float]) -> Units:
@@ -21,7 +22,14 @@ def units(*scores: list[float]) -> Units:
     )  # fmt: skip
 
 
-def chosen(found: Units, limit: float, prices: list[float], gone: list[int], step: int = 1) -> list[int]:
+def chosen(
+    found: Units,
+    limit: float,
+    prices: list[float],
+    gone: list[int],
+    step: int = 1,
+    ranking: Ranking = rank_globally,
+) -> list[int]:
     """What is gone once no more than ``limit`` of all prices is left."""
     whole = float((found.sizes * prices).sum())
 
@@ -29,7 +37,8 @@ def chosen(found: Units, limit: float, prices: list[float], gone: list[int], ste
         return whole - float((removed * prices).sum()) <= limit
 
     caps, steps = found.sizes - 1, np.full_like(found.sizes, step)
-    removed: list[int] = next_removed(found, np.array(gone), caps, steps, None, met).tolist()
+    back = ranking is rank_globally
+    removed: list[int] = next_removed(found, np.array(gone), caps, steps, ranking, None, met, give_back=back).tolist()
     return removed
 
 
@@ -62,3 +71,17 @@ def test_gives_the_best_back_first() -> None:
     """One of the first two groups is enough beside the dear one: the one with the lower score goes."""
     network = units([1.0, 9.0], [2.0, 9.0], [3.0, 9.0])
     assert chosen(network, 13.0, [1.0, 1.0, 10.0], [0, 0, 0]) == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("limit", "gone", "expected"),
+    [
+        (9.0, [0, 0], [2, 1]),  # 12 in all; every second unit of the first counts as much as one of the second
+        (6.0, [2, 1], [4, 2]),
+        (6.0, [3, 0], [4, 2]),  # the second group makes up for what it has not given
+        (6.0, [6, 0], [6, 0]),  # what went before does not come back
+    ],
+)
+def test_takes_the_same_share_of_every_group(limit: float, gone: list[int], expected: list[int]) -> None:
+    network = units(CHEAP, [90.0, 91.0, 92.0, 93.0])
+    assert chosen(network, limit, [1.0, 1.0], gone, ranking=rank_uniformly) == expected

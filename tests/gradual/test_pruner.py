@@ -135,6 +135,29 @@ def test_kl_is_divided_by_macs_to_reach_macs_as_in_a_plan() -> None:
         GradualPruner(make(), asked["macs"], "relevance", per="mcs")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("physical", [False, True])
+def test_every_group_gives_the_same_share(physical: bool) -> None:
+    schedule = Schedule(1, 3, target={"macs": "40%"})
+    pruner = GradualPruner(make(), schedule, "magnitude", allocation="uniform", physical=physical)
+    groups = pruner.coupling.groups
+    units = {group.id: group.width if group.blocks is None else group.width // 2 for group in groups}
+    whole = [group.id for group in groups if group.whole_blocks]
+    for epoch in range(1, 4):
+        assert pruner.step(epoch) is not None
+        gone = {group.id: 1 - len(pruner.keep.get(group.id, range(group.width))) / group.width for group in groups}
+        assert not any(gone[group] for group in whole)
+        assert max(gone.values()) > 0
+        assert all(max(gone.values()) - gone[group] <= 1 / units[group] + 1e-9 for group in units if group not in whole)
+    assert pruner.reached
+    assert pruner.plan().allocation == "uniform"
+    with pytest.raises(ConfigError, match="made with allocation=uniform, not global"):
+        GradualPruner(make(), schedule, "magnitude", physical=physical).load_state_dict(pruner.state_dict())
+    with pytest.raises(
+        PlanError, match="allocation = 'knapsack': while a network is trained want one of global, uniform"
+    ):
+        GradualPruner(make(), schedule, "magnitude", allocation="knapsack")
+
+
 def test_the_floor_holds_whatever_is_asked() -> None:
     traced = make()
     pruner = GradualPruner(traced, Schedule(1, 9, amount="40%", floor=0.3), "random")

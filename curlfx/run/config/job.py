@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from curlfx.errors import ConfigError
 from curlfx.planning.apply import Absorb
-from curlfx.planning.choose import SOLVERS, Allocation
+from curlfx.planning.choose import RANKINGS, SOLVERS, Allocation
 from curlfx.planning.price import Priced
 from curlfx.run.config.gradual import GradualConfig, without_teacher
 from curlfx.run.config.outcome import BenchConfig, ExportConfig
@@ -145,7 +145,7 @@ class RunConfig(Section):
             "train.epochs=0": given["train"].epochs == 0,
             "train.ema_decay": given["train"].ema_decay is not None,
             "divergence": given.get("divergence", "auto") != "auto",
-            f"allocation={given.get('allocation')}": given.get("allocation") not in (None, "global"),
+            f"allocation={given.get('allocation')}": given.get("allocation") not in (None, *RANKINGS),
             "per=latency": given.get("per") == "latency",
             "iterative_steps": given.get("iterative_steps", 1) > 1,
             "absorb_bias": given.get("absorb_bias", "none") != "none",
