@@ -12,6 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from torch import nn
+from torch._library.custom_ops import CustomOpDef
+from torch.library import Library
+
 from curlfx.errors import UsageError, did_you_mean
 
 NOT_THE_USERS = ("<", sysconfig.get_path("stdlib"), str(Path(__file__).resolve().parents[1]))
@@ -19,17 +23,19 @@ NOT_THE_USERS = ("<", sysconfig.get_path("stdlib"), str(Path(__file__).resolve()
 OURS = "curlfx_user_"
 """How the names of the modules begin that are executed here."""
 EXECUTED: dict[Path, tuple[bytes, ModuleType]] = {}
-"""The files executed here, with their bytes at that time."""
+"""The files executed here that hold operators, with their bytes at that time."""
 
 
 def load_attribute(spec: str, error: type[UsageError], known: Iterable[str] = ()) -> object:
     """Return what ``spec`` names; the file or module is executed, as with ``python``, its own folder importable.
 
-    A file is executed once in a process, and again after a change: its classes stay the same, what it registers with
-    torch (operators, say) is registered once. One that the program itself has imported, or is, is taken as it stands.
+    A module is executed once in a process, and a file every time: what it makes is new and follows from the seed. A
+    file that holds operators of torch is executed once too, unless it has changed: registered again, they would be gone
+    from the graphs that have them.
 
     ``known`` are the words that could stand in front of the colon in place of a file or module.
-    Raises: ``error`` when the file or module does not exist or does not import, or has no such attribute.
+    Raises: ``error`` when the file or module does not exist, does not import, or has no such attribute, or the attribute
+        is a network made ready beside operators.
     """
     where, _, name = spec.rpartition(":")
     if not where or not name:
@@ -42,17 +48,23 @@ def load_attribute(spec: str, error: type[UsageError], known: Iterable[str] = ()
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise error(f"{where} has no {name!r}{did_you_mean(name, public, 3)}")
     found: object = getattr(module, name)
+    if where.endswith(".py") and isinstance(found, nn.Module) and _has_operators(module):
+        raise error(f"{spec}: a file with operators is executed once; name a function that returns a new network")
     return found
 
 
 def _import_file(path: Path, error: type[UsageError]) -> ModuleType:
     if not path.is_file():
         raise error(f"no file {path}")
-    file, source = path.resolve(), path.read_bytes()
-    module = _executed(file, source) or _imported(file)
-    if module is not None:
-        return module
-    name = f"{OURS}{path.stem}"
+    name, file = f"{OURS}{path.stem}", path.resolve()
+    try:
+        source = path.read_bytes()
+    except OSError as cause:
+        raise error(f"{path} cannot be read: {describe(cause)}") from cause
+    known = _executed(file, source) or _imported(file)
+    if known is not None:
+        sys.modules[known.__name__] = known
+        return known
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
         raise error(f"{path} is no Python file")
@@ -64,7 +76,8 @@ def _import_file(path: Path, error: type[UsageError]) -> ModuleType:
         except (Exception, SystemExit) as cause:
             del sys.modules[name]
             raise error(f"{path} does not import: {describe(cause)}") from cause
-    EXECUTED[file] = source, module
+    if _has_operators(module):
+        EXECUTED[file] = source, module
     return module
 
 
@@ -74,14 +87,18 @@ def _executed(file: Path, source: bytes) -> ModuleType | None:
 
 
 def _imported(file: Path) -> ModuleType | None:
-    """The module of the running program that was read from ``file``."""
+    """The module with operators that the program itself has read from ``file``."""
     for name, module in list(sys.modules.items()):
         origin = getattr(module, "__dict__", {}).get("__file__")  # asking the module itself would wake lazy ones
-        if name.startswith(OURS) or not isinstance(origin, str) or Path(origin).name != file.name:
+        if name.startswith(OURS) or not isinstance(origin, str) or not origin.endswith(file.name):
             continue
-        if Path(origin).resolve() == file:
+        if Path(origin).resolve() == file and _has_operators(module):
             return module
     return None
+
+
+def _has_operators(module: ModuleType) -> bool:
+    return any(issubclass(type(value), (CustomOpDef, Library)) for value in list(vars(module).values()))
 
 
 def _import_module(name: str, error: type[UsageError], hint: str) -> ModuleType:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -160,21 +159,11 @@ def _timm(name: str) -> Any:
 def _from_factory(spec: str, num_classes: int | None) -> nn.Module:
     factory = load_attribute(spec, ModelError, BUILDERS)
     if isinstance(factory, nn.Module):
-        return _copied(spec, factory)
+        return factory
     if not callable(factory):
         raise ModelError(f"model {spec}: is {type(factory).__name__}, want a function that returns a torch.nn.Module")
     options = {"num_classes": num_classes} if num_classes is not None and _takes(factory, "num_classes") else {}
     return _called(spec, lambda: factory(**options))
-
-
-def _copied(spec: str, model: nn.Module) -> nn.Module:
-    """A copy, since whoever asks again wants the network as its file made it."""
-    try:
-        return copy.deepcopy(model)
-    except Exception as cause:
-        raise ModelError(
-            f"model {spec}: this network cannot be copied ({describe(cause)}); name a function that returns it"
-        ) from cause
 
 
 def _takes(factory: Callable[..., object], name: str) -> bool:

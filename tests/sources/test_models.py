@@ -1,5 +1,7 @@
 """Model specifications: what they build, and one clear error for each way to get them wrong."""
 
+import importlib
+import pickle
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,22 @@ def nothing():
     return None
 """
 
+OPERATOR = """
+import torch
+
+@torch.library.custom_op("curlfx_test_models::doubled", mutates_args=())
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+@doubled.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+class Doubling(torch.nn.Module):
+    def forward(self, x):
+        return torch.ops.curlfx_test_models.doubled(x)
+"""
+
 
 @pytest.fixture
 def factories(tmp_path: Path) -> Path:
@@ -67,25 +85,58 @@ def test_file_with_neighbours(factories: Path) -> None:
     assert isinstance(load_model(f"{factories}:ready"), nn.Linear)
 
 
-def test_a_file_is_executed_once_and_again_after_a_change(factories: Path) -> None:
-    first = load_attribute(f"{factories}:Options", ModelError)
-    assert load_attribute(f"{factories}:Options", ModelError) is first
-    factories.write_text(FACTORY + "depth = 2\n")
-    assert load_attribute(f"{factories}:depth", ModelError) == 2
-    assert load_attribute(f"{factories}:Options", ModelError) is not first
+def test_a_file_is_executed_every_time_so_a_ready_network_is_new_and_follows_from_the_seed(
+    factories: Path,
+) -> None:
+    input_shape(f"{factories}:ready")
+    made = []
+    for seed in (0, 1, 1):
+        torch.manual_seed(seed)
+        made.append(load_model(f"{factories}:ready").weight)
+    assert not torch.equal(made[0], made[1])
+    assert torch.equal(made[1], made[2])
+    made[1].data.zero_()
+    assert made[2].abs().min() > 0
 
 
-def test_a_file_of_the_running_program_is_not_executed_again() -> None:
-    assert load_attribute(f"{__file__}:FACTORY", ModelError) is FACTORY
+def test_a_file_with_operators_is_executed_once_and_again_after_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "nets.py"
+    path.write_text(OPERATOR)
+    first = load_attribute(f"{path}:Doubling", ModelError)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "nets.py").write_text(FACTORY.replace("from beside import WIDTH", "WIDTH = 48"))
+    load_attribute(f"{tmp_path / 'other' / 'nets.py'}:net", ModelError)
+    assert load_attribute(f"{path}:Doubling", ModelError) is first
+    assert pickle.loads(pickle.dumps(first())).__class__ is first
+    traced = torch.export.export(first(), (torch.ones(2),)).module()
+    assert load_model(f"{path}:Doubling")(torch.ones(2)).tolist() == traced(torch.ones(2)).tolist() == [2.0, 2.0]
+    path.write_text(OPERATOR + "depth, ready = 2, Doubling()\n")
+    assert load_attribute(f"{path}:depth", ModelError) == 2
+    assert load_attribute(f"{path}:Doubling", ModelError) is not first
+    with pytest.raises(ModelError, match="executed once; name a function that returns a new network"):
+        load_model(f"{path}:ready")
 
 
-def test_a_ready_network_is_given_as_its_file_made_it(factories: Path) -> None:
-    first, second = load_model(f"{factories}:ready"), load_model(f"{factories}:ready")
-    first.weight.data.zero_()
-    assert second.weight.abs().min() > 0
-    factories.write_text("from torch import nn\nready = nn.Linear(3, 3)\nready.scale = ready.weight * 2\n")
-    with pytest.raises(ModelError, match=r"cannot be copied .*; name a function that returns it"):
-        load_model(f"{factories}:ready")
+def test_a_file_with_operators_that_the_program_has_imported_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "with_operator.py").write_text(OPERATOR.replace("doubled", "doubled_too"))
+    (tmp_path / "alias.py").symlink_to(tmp_path / "with_operator.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("with_operator")
+    assert load_attribute(f"{tmp_path / 'alias.py'}:Doubling", ModelError) is module.Doubling
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "nets.py"
+    path.write_text(FACTORY)
+
+    def unreadable(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", unreadable)
+    with pytest.raises(ModelError, match=r"nets\.py cannot be read: "):
+        load_model(f"{path}:net")
 
 
 def test_module_in_the_working_folder(factories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
