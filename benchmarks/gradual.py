@@ -198,8 +198,9 @@ class Bench:
         start = time.perf_counter()
         network.module.zero_grad()  # the training is over
         pruner = GradualPruner(
-            network, self.schedule(1, 1), arguments.importance, self.proxy(seed), physical=True, seed=seed
-        )
+            network, self.schedule(1, 1), arguments.importance, self.proxy(seed), physical=True, seed=seed,
+            per="channel",
+        )  # fmt: skip
         pruner.step(1)
         narrow, before, after = pruner.slim(), pruner.dense_cost, pruner.cost
         decided = time.perf_counter() - start

@@ -375,7 +375,7 @@ class GradualPruner:
         )
         found.check(coupling)
         if self.per != "channel":
-            found = priced(found, self.per, CostModel(network, coupling), coupling)
+            found = priced(found, self.per, CostModel(network, coupling, block=self._costs.block), coupling)
         return of_what_is_left(self.coupling, self.keep, found)
 
     def _apply(self, keep: dict[str, tuple[int, ...]]) -> None:

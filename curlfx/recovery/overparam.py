@@ -59,8 +59,8 @@ class Overparam:
         merge_every: After so many epochs the factors are multiplied and begin anew; 0: never.
 
     Raises: ConfigError for a value out of range.
-    Source: Qian et al., arXiv:2204.11444. Lambda, ours: the 3000 of Tian's RepDistiller, for 55 layers and batches of
-        128; the loss is a mean over layers, and falls with the batch.
+    Source: Qian et al., arXiv:2204.11444. Lambda, ours: about 3000 did well with 55 layers and batches of 128 (Tian's
+        RepDistiller has 3000, for one layer); the loss is a mean over layers, and falls with the batch.
     """
 
     train: TrainSettings = field(default_factory=lambda: TrainSettings(epochs=0))

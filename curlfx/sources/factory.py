@@ -34,8 +34,8 @@ def load_attribute(spec: str, error: type[UsageError], known: Iterable[str] = ()
     from the graphs that have them.
 
     ``known`` are the words that could stand in front of the colon in place of a file or module.
-    Raises: ``error`` when the file or module does not exist, does not import, or has no such attribute, or the attribute
-        is a network made ready beside operators.
+    Raises: ``error`` when the file or module does not exist, does not import, or has no such attribute; when that is a
+        network made ready in a file with operators.
     """
     where, _, name = spec.rpartition(":")
     if not where or not name:

@@ -12,7 +12,7 @@ from curlfx.cli.train import DEFAULTS
 from curlfx.errors import BudgetError, ConfigError
 from curlfx.planning import SlimPlan
 from curlfx.progress import StepEvent
-from curlfx.run.pruner import schedule_of
+from curlfx.run.pruner import make_pruner, schedule_of
 from curlfx.run.recheck import recheck
 from curlfx.run.runner import RunResult, run
 from curlfx.run.settings import load_config, make_config
@@ -128,6 +128,10 @@ def test_refuses_averages_over_what_goes(tiny_job: dict[str, Any], tmp_path: Pat
             {"recovery": {"epochs": 0, "overparam": {"epochs": 1, "similarity": 1.0, "distillation": 0}}},
             r"want recovery\.overparam\.epochs=0",
         ),
+        (
+            {"recovery": {"epochs": 0, "overparam": {"epochs": 1, "distillation": 0}}},
+            r"want recovery\.overparam\.epochs=0",
+        ),
         ({"gradual": {"interval": 1, "amount": "none"}}, r"gradual\.amount = none: want a whole number"),
         ({"gradual": {"interval": -1}}, r"gradual\.interval = -1: want a whole number >= 0, or 'auto'"),
         ({"gradual": {"intervall": 1}}, r"did you mean 'gradual\.interval'"),
@@ -136,6 +140,20 @@ def test_refuses_averages_over_what_goes(tiny_job: dict[str, Any], tmp_path: Pat
 def test_what_does_not_go_together(tiny_job: dict[str, Any], changed: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         make_config(settings(tiny_job, **changed))
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({}, ("channel", "global")),
+        ({"per": "macs"}, ("macs", "global")),
+        ({"per": "padded_macs", "allocation": "uniform"}, ("padded_macs", "uniform")),
+    ],
+)
+def test_the_pruner_of_a_configuration(tiny_job: dict[str, Any], asked: dict[str, Any], found: tuple[str, str]) -> None:
+    config = make_config(settings(tiny_job, **asked))
+    plan = make_pruner(config, load_subject(config).trace(), config.importance).plan()
+    assert (plan.per, plan.allocation) == found
 
 
 @pytest.mark.parametrize(
